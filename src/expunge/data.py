@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expunge import formats
 from expunge.errors import InputError, unknown
+from expunge.formats.picture import opened
+from expunge.formats.row import Row
+from expunge.formats.source import Source, sources
+from expunge.formats.wording import named
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,4 +67,340 @@ class Example:
         return words
 
 
-# What is read and written: see `read`, `write_jsonl` below.
+@dataclass(frozen=True)
+class Suite:
+    """Examples under the names of `SETS`.
+
+    Attributes:
+        sets: Set name to its examples; sets that were not given are absent.
+    """
+
+    sets: Mapping[str, tuple[Example, ...]]
+
+    def __post_init__(self) -> None:
+        for name, examples in self.sets.items():
+            if name not in SETS:
+                raise unknown("set", name, SETS)
+            if not examples:
+                raise InputError(
+                    f"set {name!r} is empty; give at least one example or leave it out."
+                )
+
+    @classmethod
+    def of(cls, **sets: Iterable[Example] | None) -> Suite:
+        """A suite of the sets given by name; None stands for a set that is not there."""
+        return cls({name: tuple(given) for name, given in sets.items() if given is not None})
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many examples of each set can be asked: ``{set: {"multi": n, "text": n}}``."""
+        return {
+            name: {c: sum(example.has(c) for example in examples) for c in CONDITIONS}
+            for name, examples in self.sets.items()
+        }
+
+    def notes(self) -> list[str]:
+        """A sentence for each set and condition under which some examples cannot be asked."""
+        lines = []
+        for name, counts in self.counts().items():
+            total = len(self.sets[name])
+            for condition, lack in (("multi", "image question"), ("text", "text question")):
+                missing = total - counts[condition]
+                other = "text" if condition == "multi" else "multi"
+                if missing:
+                    lines.append(
+                        f"{name}: {missing} of {total} rows have no {lack} and count for "
+                        f"the {other} condition only."
+                    )
+        return lines
+
+
+def read(
+    path: str | os.PathLike[str],
+    *,
+    format: str = "auto",
+    split: str | None = None,
+    subject_field: str | None = None,
+    check_images: bool = True,
+) -> list[Example]:
+    """Read examples from a file, a folder or a hub.
+
+    Args:
+        path: A `.jsonl`, `.json` or `.parquet` file, a folder of them, a folder written by
+            `datasets`, or ``owner/name`` on a hub where no such path exists. Relative image paths
+            start at the file.
+        format: A name in `formats.FORMATS`; ``auto`` decides by the columns of the first row.
+        split: Which part of a folder or hub data set, or which subjects of a release that lists
+            them beside the file.
+        subject_field: Column that names the subject, where it is not the format's own.
+        check_images: Whether every image must exist and be a readable picture of at most
+            `MAX_PIXELS` (its header is read, not its pixels).
+
+    Raises:
+        InputError: Anything missing or malformed; names file, line or row, and field.
+    """
+    name = os.fspath(path)
+    chosen = None if format == "auto" else formats.get(format)
+    examples: list[Example] = []
+    checked: set[str | bytes] = set()
+    keep = None
+    for row, folder in _rows(sources(name, split)):
+        chosen = chosen or formats.detect(row.values.keys())
+        keep = keep or _selection(chosen, Path(name), split)
+        if not keep(row):
+            continue
+        for record in chosen.read(_renamed(row, chosen, subject_field)):
+            if subject_field and chosen.name != "plain":
+                record["subject"] = row.text(subject_field)
+            example = Example(**formats.plain.checked(row, record, folder, TASKS))
+            if check_images:
+                _check_image(row, example.image, checked)
+            examples.append(example)
+    if not examples:
+        where = f" in split {split!r}" if split else ""
+        raise InputError(f"{name}: no rows{where}; expected at least one.")
+    return examples
+
+
+def write_jsonl(
+    examples: Iterable[Example], path: str | os.PathLike[str], image_dir: str | None = None
+) -> None:
+    """Write examples so that `read` gives them back; an existing file is replaced at once.
+
+    Images given as paths stay where they are; bytes and PIL images are saved as PNG files named
+    by their content, and read back as paths with the same pixels.
+
+    Args:
+        examples: What to write.
+        path: The `.jsonl` file.
+        image_dir: Folder for saved images, relative to the file's; by default
+            ``<file name without suffix>_images``.
+
+    Raises:
+        InputError: An image cannot be read.
+    """
+    target = Path(path)
+    folder = target.parent / (image_dir or f"{target.stem}_images")
+    lines = []
+    for example in examples:
+        record = {k: getattr(example, k) for k in formats.plain.FIELDS}
+        record["image"] = _stored(example.image, folder, target.parent)
+        shown = {k: v for k, v in record.items() if v is not None}
+        lines.append(json.dumps(shown, ensure_ascii=False) + "\n")
+    _replace(target, "".join(lines).encode())
+
+
+def load_image(image: str | os.PathLike[str] | bytes | Image) -> Image:
+    """The picture as RGB, upright by its EXIF orientation.
+
+    Args:
+        image: A path, encoded bytes, or a PIL image.
+
+    Raises:
+        InputError: No such file, not a picture, cut short, or more than `MAX_PIXELS` pixels, which
+            is seen in the header before anything is decoded.
+    """
+    from PIL import Image as images
+    from PIL import ImageOps
+
+    name = f"an image of {len(image)} bytes" if isinstance(image, bytes) else f"image {image}"
+    if isinstance(image, images.Image):
+        name = f"a PIL image ({image.mode})"
+    picture = opened(image, name, MAX_PIXELS)
+    try:
+        return ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{name}: damaged or cut short ({error}).") from error
+    finally:
+        if picture is not image:
+            picture.close()
+
+
+def text_only(
+    examples: Sequence[Example], subject_names: Mapping[str, str] | None = None
+) -> tuple[list[Example], list[int]]:
+    """Give examples the text form that they lack, by naming the subject in the question.
+
+    Args:
+        examples: Any examples; those with a `text_question` stay as they are.
+        subject_names: Subject to the name to write; without it the subject is its own name.
+
+    Returns:
+        The examples in the same order, and the indices of those that still have no text form: no
+        question, no known name, no words that point at the subject, or a question that asks for
+        the very name (and would then contain its answer).
+    """
+    turned, failed = [], []
+    for index, example in enumerate(examples):
+        words = example.text_question
+        if words is None and example.question is not None:
+            known = {} if subject_names is None else subject_names
+            name = known.get(
+                example.subject, None if subject_names is not None else example.subject
+            )
+            words = named(example.question, name) if name else None
+        if words is None:
+            failed.append(index)
+        turned.append(replace(example, text_question=words))
+    return turned, failed
+
+
+def check_overlap(
+    forget: Sequence[Example], retain: Sequence[Example], *, allow_overlap: bool = False
+) -> None:
+    """Refuse a retain set that asks to keep what the forget set asks to remove.
+
+    Args:
+        forget: What to forget.
+        retain: What to keep.
+        allow_overlap: Skip the check.
+
+    Raises:
+        InputError: Some subject, or some question about the same picture, is in both; the message
+            gives how many and no names.
+    """
+    if allow_overlap:
+        return
+    subjects = {e.subject for e in forget} & {e.subject for e in retain}
+    seen: dict[str | bytes, str] = {}
+    asked = _asked(forget, seen) & _asked(retain, seen)
+    found = []
+    if subjects:
+        found.append(f"{len(subjects)} subject{'s' if len(subjects) > 1 else ''}")
+    if asked:
+        found.append(f"{len(asked)} identical question{'s' if len(asked) > 1 else ''}")
+    if found:
+        raise InputError(
+            f"the forget and retain sets share {' and '.join(found)}; expected none. Remove them "
+            "from one set, or allow the overlap explicitly."
+        )
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """A hash of the content: 64 hexadecimal digits of SHA-256.
+
+    Neither the order of the examples nor how an image is stored (path, bytes, PIL) matters, only
+    fields and decoded pixels; repeated examples count.
+
+    Raises:
+        InputError: An image cannot be read.
+    """
+    seen: dict[str | bytes, str] = {}
+    digests = []
+    for example in examples:
+        record = {k: getattr(example, k) for k in formats.plain.FIELDS}
+        record["image"] = _pixels(example.image, seen)
+        digests.append(hashlib.sha256(json.dumps(record, sort_keys=True).encode()).digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def salted(subject: str, salt: str) -> str:
+    """A short stand-in for a subject in files that others may see: 12 hexadecimal digits.
+
+    HMAC-SHA256 under `salt`: without the salt, a guessed name cannot be confirmed.
+    """
+    return hmac.new(salt.encode(), subject.encode(), hashlib.sha256).hexdigest()[:12]
+
+
+def salt_for(examples: Iterable[Example]) -> str:
+    """A salt that follows from the data: the same for the same data, unknown to who lacks it.
+
+    It differs from `fingerprint`, and neither leads to the other without the data's fingerprint
+    being known; whoever publishes a fingerprint gives up the protection of this salt.
+    """
+    return hmac.new(b"expunge.salt", fingerprint(examples).encode(), hashlib.sha256).hexdigest()
+
+
+def _rows(found: Iterable[Source]) -> Iterator[tuple[Row, Path]]:
+    for source in found:
+        for number, (place, values) in enumerate(source.rows, 1):
+            where = f"{source.name}, {source.unit} {place}"
+            if not isinstance(values, dict):
+                raise InputError(f"{where}: expected an object, found {type(values).__name__}.")
+            yield Row(values, where, number, source.stem), source.folder
+
+
+def _selection(chosen: formats.Format, path: Path, split: str | None) -> Callable[[Row], bool]:
+    """The test for the rows to keep: all, but for one file with a split."""
+    if split is None or not path.is_file():
+        return lambda row: True
+    if chosen.subset is None:
+        raise InputError(
+            f"{path}: a single {chosen.name} file has no split {split!r}; leave split out, or give "
+            "the folder."
+        )
+    return chosen.subset(path.parent, split)
+
+
+def _renamed(row: Row, chosen: formats.Format, subject_field: str | None) -> Row:
+    if subject_field is None or chosen.name != "plain" or subject_field == "subject":
+        return row
+    values = {k: v for k, v in row.values.items() if k != subject_field}
+    return replace(row, values={**values, "subject": row.text(subject_field)})
+
+
+def _check_image(row: Row, image: Any, checked: set[str | bytes]) -> None:
+    if image is None or image in checked:
+        return
+    name = f"{len(image)} bytes" if isinstance(image, bytes) else image
+    try:
+        opened(image, name, MAX_PIXELS).close()
+    except InputError as error:
+        raise row.error("image", str(error)) from error
+    checked.add(image)
+
+
+def _pixels(image: Any, seen: dict[str | bytes, str]) -> str | None:
+    """Hash of size and RGB values; `seen` remembers paths and bytes."""
+    if image is None:
+        return None
+    if isinstance(image, str | bytes) and image in seen:
+        return seen[image]
+    digest = _digest(load_image(image))
+    if isinstance(image, str | bytes):
+        seen[image] = digest
+    return digest
+
+
+def _digest(rgb: Image) -> str:
+    return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
+
+
+def _asked(
+    examples: Iterable[Example], seen: dict[str | bytes, str]
+) -> set[tuple[str | None, str]]:
+    asked: set[tuple[str | None, str]] = set()
+    for example in examples:
+        if example.question is not None and example.image is not None:
+            asked.add((_pixels(example.image, seen), example.question.strip()))
+        if example.text_question is not None:
+            asked.add((None, example.text_question.strip()))
+    return asked
+
+
+def _stored(image: Any, folder: Path, start: Path) -> str | None:
+    """The path, from `start`, of an image that is on disk afterwards."""
+    if image is None:
+        return None
+    if isinstance(image, str):
+        return os.path.relpath(image, start)
+    rgb = load_image(image)
+    target = folder / f"{_digest(rgb)[:24]}.png"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        rgb.save(buffer, format="PNG")
+        _replace(target, buffer.getvalue())
+    return os.path.relpath(target, start)
+
+
+def _replace(target: Path, content: bytes) -> None:
+    """Write to a temporary name beside `target`, then rename."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise

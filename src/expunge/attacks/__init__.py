@@ -1,0 +1,1 @@
+"""Attempts to recover what was forgotten."""

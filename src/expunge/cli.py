@@ -1,0 +1,367 @@
+"""Command line; every command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from expunge.errors import ExpungeError, InputError, unknown
+
+if TYPE_CHECKING:
+    from expunge.config import RunConfig
+
+app = typer.Typer(
+    help="Remove chosen knowledge from a multimodal language model, keep the rest, prove both.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="The embedded world as files.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Out = Annotated[Path, typer.Option("--out", help="Run folder.")]
+Model = Annotated[str, typer.Option("--model", help="Checkpoint folder or Hub id.")]
+MethodName = Annotated[str | None, typer.Option("--method", help="See `expunge list methods`.")]
+Budget = Annotated[float | None, typer.Option(help="Share of the neurons to prune, 0 to 1.")]
+Strength = Annotated[float | None, typer.Option(help="Strength of a filter.")]
+Keep = Annotated[float | None, typer.Option(help="Share of held-out retain accuracy to keep.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
+Towers = Annotated[str | None, typer.Option(help="Towers to edit, comma-separated.")]
+Tower = Annotated[
+    list[str] | None, typer.Option(help="Declare a tower: name=path.to.module (repeatable).")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+ShowContent = Annotated[
+    bool | None, typer.Option("--show-content", help="Show forget-set content in the report.")
+]
+Format = Annotated[str | None, typer.Option("--format", help="See `expunge list formats`.")]
+File = Annotated[str | None, typer.Option(help="Question file.")]
+
+
+def quiet() -> None:
+    """Keep libraries from printing what no command promised."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("torchao").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.utils._pytree").addFilter(lambda record: False)
+    warnings.filterwarnings("ignore")
+
+
+def emit(value: Any, as_json: bool, text: Callable[[], str]) -> None:
+    """Print a result: JSON, or words."""
+    print(json.dumps(value) if as_json else text())
+
+
+def config_of(config_file: Path | None, **given: Any) -> RunConfig:
+    """Settings from the YAML file, overridden by the options that were given."""
+    from expunge.config import RunConfig
+
+    if given.get("towers"):
+        given["towers"] = tuple(given["towers"].split(","))
+    tower = given.pop("tower", None)
+    if tower:
+        given["towers_declared"] = dict(_declared(t) for t in tower)
+    overrides = {k: v for k, v in given.items() if v is not None}
+    return RunConfig.read(config_file, overrides) if config_file else RunConfig.of(overrides)
+
+
+def _declared(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise InputError(f"--tower is {text!r}, expected name=path.to.module")
+    return name, path
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    method: MethodName = None,
+    budget: Budget = None,
+    strength: Strength = None,
+    keep: Keep = None,
+    seed: Seed = None,
+    show_content: ShowContent = None,
+    json_: Json = False,
+) -> None:
+    """Do the whole job on the embedded world."""
+    from expunge.fiction.shipped import checkpoint, suite
+
+    config = config_of(
+        None,
+        model=str(checkpoint("vanilla")),
+        gold=str(checkpoint("gold")),
+        forget="fiction",
+        retain="fiction",
+        method=method,
+        budget=budget,
+        strength=strength,
+        keep=keep,
+        seed=seed,
+        show_content=show_content,
+    )
+    _finish(config, suite(), out, json_)
+
+
+@app.command()
+def run(
+    out: Out,
+    model: Annotated[str | None, typer.Option(help="Checkpoint folder or Hub id.")] = None,
+    forget: File = None,
+    retain: File = None,
+    test: File = None,
+    neighbor: File = None,
+    real: File = None,
+    skills: File = None,
+    gold: Annotated[str | None, typer.Option(help="Checkpoint that never saw forget.")] = None,
+    method: MethodName = None,
+    budget: Budget = None,
+    strength: Strength = None,
+    keep: Keep = None,
+    towers: Towers = None,
+    tower: Tower = None,
+    data_format: Format = None,
+    seed: Seed = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per forward pass.")] = None,
+    prompt_template: Annotated[str | None, typer.Option(help="Instead of a chat template.")] = None,
+    allow_overlap: Annotated[bool | None, typer.Option("--allow-overlap")] = None,
+    show_content: ShowContent = None,
+    trust_remote_code: Annotated[bool | None, typer.Option("--trust-remote-code")] = None,
+    config: ConfigFile = None,
+    json_: Json = False,
+) -> None:
+    """Do the whole job on your own model and data; a killed run goes on where it stopped."""
+    from expunge.pipeline import read_suite
+
+    given = {k: v for k, v in locals().items() if k not in ("out", "config", "json_", "read_suite")}
+    chosen = config_of(config, **given)
+    for name in ("model", "forget", "retain"):
+        if not getattr(chosen, name):
+            raise InputError(f"--{name} is missing, expected a path or Hub id")
+    _finish(chosen, read_suite(chosen), out, json_)
+
+
+def _finish(config: RunConfig, suite: Any, out: Path, as_json: bool) -> None:
+    from expunge.pipeline import Run, settled
+    from expunge.text import results_table
+
+    job = Run(out, settled(config), suite)
+    results = job.all()
+    notes = "".join(f"note: {note}\n" for note in suite.notes())
+    emit(results, as_json, lambda: notes + results_table(results, out))
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id.")],
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code")] = False,
+    json_: Json = False,
+) -> None:
+    """Show where the neurons are, from the configuration alone."""
+    from expunge.sites import describe, inspect_config
+    from expunge.text import site_table
+
+    model_type, sites = inspect_config(model, trust_remote_code=trust_remote_code)
+    towers = list(dict.fromkeys(s.tower for s in sites))
+    value = {"model_type": model_type, "towers": towers, "sites": describe(sites)}
+    emit(value, json_, lambda: site_table(value))
+
+
+@app.command()
+def collect(
+    out: Out,
+    model: Model,
+    forget: File = None,
+    retain: File = None,
+    method: MethodName = None,
+    towers: Towers = None,
+    data_format: Format = None,
+    config: ConfigFile = None,
+    json_: Json = False,
+) -> None:
+    """Only collect: write the statistics of forget and retain to OUT/stats."""
+    job = _stage(out, config, model=model, forget=forget, retain=retain, method=method,
+                 towers=towers, data_format=data_format)  # fmt: skip
+    job.open()
+    job.collect()
+    files = sorted(str(p) for p in (out / "stats").glob("*.safetensors"))
+    emit({"stats": files}, json_, lambda: "\n".join(files))
+
+
+@app.command()
+def plan(
+    out: Out,
+    model: Model,
+    forget: File = None,
+    retain: File = None,
+    method: MethodName = None,
+    budget: Budget = None,
+    strength: Strength = None,
+    keep: Keep = None,
+    towers: Towers = None,
+    data_format: Format = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    json_: Json = False,
+) -> None:
+    """Only plan: write OUT/plan.safetensors, collecting first where that is not done."""
+    given = {k: v for k, v in locals().items() if k not in ("out", "config", "json_")}
+    job = _stage(out, config, **given)
+    job.open()
+    made = job.plan()
+    path = str(out / "plan.safetensors")
+    value = {"plan": path, "sites": len(made.edits), "bytes": made.bytes}
+    emit(value, json_, lambda: path)
+
+
+def _stage(out: Path, config_file: Path | None, **given: Any) -> Any:
+    from expunge.pipeline import Run, read_suite, settled
+
+    chosen = config_of(config_file, **given)
+    for name in ("forget", "retain"):
+        if not getattr(chosen, name):
+            raise InputError(f"--{name} is missing, expected a path or Hub id")
+    return Run(out, settled(chosen), read_suite(chosen))
+
+
+@app.command()
+def apply(
+    plan_file: Annotated[Path, typer.Argument(help="Plan file.")],
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the edited checkpoint.")],
+    json_: Json = False,
+) -> None:
+    """Carry a plan out and write the edited checkpoint."""
+    from expunge.edit import applied, save_checkpoint
+    from expunge.models import load
+    from expunge.plan import Plan
+
+    chosen = Plan.load(plan_file)
+    loaded, processor = load(model)
+    with applied(loaded, chosen) as edited:
+        save_checkpoint(edited, processor, out)
+    emit({"model": str(out), "sites": len(chosen.edits)}, json_, lambda: str(out))
+
+
+@app.command()
+def undo(
+    checkpoint: Annotated[Path, typer.Argument(help="Edited checkpoint, as written by apply.")],
+    model: Annotated[str, typer.Option("--model", help="The base checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the restored checkpoint.")],
+    json_: Json = False,
+) -> None:
+    """Restore the weights that a plan changed; refuses if anything else differs."""
+    from expunge.edit import restore
+
+    restore(checkpoint, model, out)
+    emit({"model": str(out)}, json_, lambda: str(out))
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    forget: File = None,
+    test: File = None,
+    retain: File = None,
+    neighbor: File = None,
+    real: File = None,
+    skills: File = None,
+    gold: Annotated[str | None, typer.Option(help="Checkpoint that never saw forget.")] = None,
+    unlearned: Annotated[str | None, typer.Option(help="Edited checkpoint to compare.")] = None,
+    plan_file: Annotated[Path | None, typer.Option("--plan", help="Plan to apply first.")] = None,
+    data_format: Format = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write results.json.")] = None,
+    json_: Json = False,
+) -> None:
+    """Only evaluate: vanilla, and where given the edited model and gold."""
+    from expunge.pipeline import evaluate_models, read_suite, write_json
+    from expunge.text import results_table
+
+    given = {"forget": forget, "test": test, "retain": retain, "neighbor": neighbor,
+             "real": real, "skills": skills, "data_format": data_format, "model": model}  # fmt: skip
+    chosen = config_of(None, **given)
+    models = {"vanilla": model, "unlearned": unlearned or plan_file, "gold": gold}
+    results = evaluate_models({k: v for k, v in models.items() if v}, read_suite(chosen))
+    if out is not None:
+        write_json(out, results)
+    emit(results, json_, lambda: results_table(results, out))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Run folder.")],
+    show_content: Annotated[bool, typer.Option("--show-content")] = False,
+    json_: Json = False,
+) -> None:
+    """Only write report.html from what is in a run folder."""
+    from expunge.report import write_report
+
+    path = str(write_report(folder, show_content=show_content))
+    emit({"report": path}, json_, lambda: path)
+
+
+@data_app.command("export-fiction")
+def export_fiction(
+    folder: Annotated[Path, typer.Argument(help="Folder to write.")],
+    percent: Annotated[float, typer.Option(help="Share of the private people to forget.")] = 10,
+    group: Annotated[int, typer.Option(help="Which division; 0 is the one gold fits.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Write the embedded world as images, JSONL and checkpoints."""
+    from expunge.fiction.shipped import export
+
+    files = export(folder, percent, group)
+    emit({"files": files}, json_, lambda: "\n".join(files))
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="methods, metrics, formats, families or attacks.")],
+    json_: Json = False,
+) -> None:
+    """Say what there is, a line each."""
+    from expunge.text import LISTS
+
+    if what not in LISTS:
+        raise unknown("list", what, LISTS)
+    rows = LISTS[what]()
+    width = max(map(len, rows), default=0)
+    emit(rows, json_, lambda: "\n".join(f"{n:<{width}}  {about}" for n, about in rows.items()))
+
+
+def main() -> None:
+    """Entry point: 0 done, 2 the input is wrong, 1 a fault of ours, 130 interrupted."""
+    quiet()
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ExpungeError as error:
+        print(f"fault: {error}", file=sys.stderr)
+        sys.exit(1)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        sys.exit(_unexpected(error))
+
+
+def _unexpected(error: Exception) -> int:
+    """Usage errors of the command line are the user's (2); anything else is ours (1)."""
+    if hasattr(error, "format_message"):
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        return 2
+    logging.getLogger("expunge").exception("this is a fault in expunge, please report it")
+    return 1

@@ -1,0 +1,205 @@
+"""Carry a plan out on a model, undo it bit for bit, and save the edited checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.errors import InputError
+from expunge.plan import Plan, SiteEdit
+from expunge.sites import Site, down_module, down_weight, find_sites
+
+SAMPLE = 4096
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Short hash of a model's weights.
+
+    Any change of any stored number changes it: each tensor enters with its shape, dtype, the
+    exact integer sum of its bytes as 16-bit words, and a strided sample; names do not, since
+    they differ between library versions.
+    """
+    digests = []
+    for tensor in model.parameters():
+        if tensor.device.type == "meta":
+            continue
+        flat = tensor.detach().flatten()
+        raw = (
+            flat.contiguous().view(torch.uint8)
+            if flat.element_size() == 1
+            else (flat.contiguous().view(torch.int16))
+        )
+        step = max(1, flat.numel() // SAMPLE)
+        summary = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        summary.update(str(int(raw.sum(dtype=torch.int64))).encode())
+        sample = flat[::step].contiguous().cpu()
+        summary.update(sample.view(torch.uint8).numpy().tobytes())
+        digests.append(summary.hexdigest())
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:32]
+
+
+def check_base(model: nn.Module, plan: Plan) -> None:
+    """Raise `InputError` unless the plan was made for exactly these weights."""
+    wanted = plan.provenance.get("base", {}).get("fingerprint")
+    if wanted is None:
+        return
+    found = fingerprint(model)
+    if found != wanted:
+        raise InputError(
+            f"this plan was made for other weights: it names fingerprint {wanted}, this model has"
+            f" {found}. Apply it to the unedited base model it was made from, in the same dtype"
+        )
+
+
+def apply(model: nn.Module, plan: Plan, *, check: bool = True) -> Callable[[], None]:
+    """Edit the model in place.
+
+    Args:
+        model: The model the plan was made for.
+        plan: What to change.
+        check: Refuse a model whose weights are not those the plan names.
+
+    Returns:
+        A function that restores the weights bit for bit and removes steering hooks. If the edit
+        fails half-way, what was done is undone before the error is raised.
+    """
+    sites = _sites_of(model, plan)
+    if check:
+        check_base(model, plan)
+    undos: list[Callable[[], None]] = []
+
+    def undo() -> None:
+        while undos:
+            undos.pop()()
+
+    try:
+        for key, edit in plan.edits.items():
+            undos.extend(_edit_site(model, sites[key], edit))
+    except BaseException:
+        undo()
+        raise
+    return undo
+
+
+@contextlib.contextmanager
+def applied(model: nn.Module, plan: Plan, *, check: bool = True) -> Iterator[nn.Module]:
+    """Within the block the model is edited; afterwards it is bit for bit what it was."""
+    undo = apply(model, plan, check=check)
+    try:
+        yield model
+    finally:
+        undo()
+
+
+def _sites_of(model: nn.Module, plan: Plan) -> dict[str, Site]:
+    declared = plan.provenance.get("config", {}).get("towers_declared") or None
+    known = {s.key: s for s in find_sites(model, attention=True, declared=declared)}
+    for key in plan.edits:
+        if key not in known:
+            raise InputError(f"the plan edits site {key}, which this model does not have")
+        width = plan.sites[key]["width"]
+        if known[key].width != width:
+            raise InputError(
+                f"the plan expects {width} neurons at {key}, this model has {known[key].width}"
+            )
+    return known
+
+
+def _edit_site(model: nn.Module, site: Site, edit: SiteEdit) -> list[Callable[[], None]]:
+    undos = []
+    if edit.lowrank is not None or edit.prune is not None or edit.scale is not None:
+        weight = down_weight(model, site)
+        undos.append(_edit_weight(weight, edit))
+    if edit.steer is not None:
+        undos.append(_steer(down_module(model, site), edit.steer))
+    return undos
+
+
+@torch.no_grad()
+def _edit_weight(weight: Tensor, edit: SiteEdit) -> Callable[[], None]:
+    columns = None
+    if edit.lowrank is None:
+        columns = edit.neurons().to(weight.device)
+    original = weight.clone() if columns is None else weight[:, columns].clone()
+    if edit.lowrank is not None:
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        a, b = (f.to(weight.device, exact) for f in edit.lowrank)
+        weight.copy_((weight.to(exact) + a @ b).to(weight.dtype))
+    if edit.scale is not None:
+        index, factors = (t.to(weight.device) for t in edit.scale)
+        weight[:, index] = (weight[:, index].to(factors.dtype) * factors).to(weight.dtype)
+    if edit.prune is not None:
+        weight[:, edit.prune.to(weight.device)] = 0
+
+    @torch.no_grad()
+    def undo() -> None:
+        if columns is None:
+            weight.copy_(original)
+        else:
+            weight[:, columns] = original
+
+    return undo
+
+
+def _steer(module: nn.Module, steer: tuple[Tensor, Tensor, Tensor]) -> Callable[[], None]:
+    index, add, off = steer
+
+    def hook(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        z = inputs[0].clone()
+        chosen = z[..., index.to(z.device)] + add.to(z)
+        z[..., index.to(z.device)] = torch.where(off.to(z.device), chosen.clamp_max(0), chosen)
+        return (z, *inputs[1:])
+
+    return module.register_forward_pre_hook(hook).remove
+
+
+def save_checkpoint(model: Any, processor: Any, folder: str | Path) -> Path:
+    """Write model and processor as an ordinary checkpoint; the folder appears when complete."""
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} exists and is not empty; choose another folder or remove it")
+    temporary = folder.with_name(folder.name + ".partial")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    try:
+        temporary.mkdir(parents=True)
+        model.save_pretrained(temporary)
+        if processor is not None:
+            processor.save_pretrained(temporary)
+        if folder.exists():
+            folder.rmdir()
+        temporary.replace(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(f"the checkpoint cannot be written to {folder}: {error}") from error
+    return folder
+
+
+@torch.no_grad()
+def restore(checkpoint: str | Path, base: str | Path, folder: str | Path) -> Path:
+    """Write `checkpoint` with the weights that a plan can change taken back from `base`.
+
+    Raises:
+        InputError: The two differ anywhere else, so `base` is not what was edited.
+    """
+    from expunge.models import load
+
+    (edited, processor), (original, _) = load(checkpoint), load(base)
+    ours, theirs = dict(edited.named_parameters()), dict(original.named_parameters())
+    sites = find_sites(original, attention=True)
+    editable = {down_weight(original, s).data_ptr() for s in sites}
+    for name, weight in theirs.items():
+        if name not in ours or ours[name].shape != weight.shape or ours[name].dtype != weight.dtype:
+            raise InputError(f"{checkpoint} was not made from {base}: {name} does not fit")
+        if weight.data_ptr() in editable:
+            ours[name].copy_(weight)
+        elif not torch.equal(ours[name], weight):
+            raise InputError(f"{checkpoint} was not made from {base}: {name} differs")
+    return save_checkpoint(edited, processor, folder)

@@ -1,0 +1,313 @@
+"""Ask a model every question of a suite and score what it answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expunge import metrics
+from expunge.data import CONDITIONS, Example, Suite
+from expunge.models import Batch, Prompter, accepts, batches
+
+Tick = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How a model did on one example under one condition.
+
+    Attributes:
+        example: What was asked.
+        said: The greedy answer; for `classification` the likeliest choice.
+        right: Whether it counts as right, by the rule of the example's task.
+        rouge_l: ROUGE-L F1 of `said`.
+        nll: Mean negative log-likelihood of the reference answer's tokens, in nats.
+        memorised: Share of the reference's tokens that are the arg max under teacher forcing.
+        extraction: Extraction strength in [0, 1].
+        truth_ratio: Wrong choices' likelihood over the right one's; None without choices.
+    """
+
+    example: Example
+    said: str
+    right: bool
+    rouge_l: float
+    nll: float
+    memorised: float
+    extraction: float
+    truth_ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Forced:
+    """One answer under teacher forcing: token log-probabilities and arg-max hits."""
+
+    logp: Tensor
+    hits: Tensor
+    closed: bool
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood of the answer's tokens."""
+        return -float(self.logp.mean())
+
+
+def answer_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits that predict the answer tokens and what follows them.
+
+    Returns:
+        Logits float32 [positions, vocabulary], and where they stand, bool [batch, length]: each
+        position predicts the token after it.
+    """
+    at = batch.answer.clone()
+    rows = torch.nonzero(batch.closing >= 0)[:, 0]
+    at[rows, batch.closing[rows]] = True
+    predicts = torch.zeros_like(at)
+    predicts[:, :-1] = at[:, 1:]
+    if accepts(model, "logits_to_keep"):
+        columns = torch.nonzero(predicts.any(0))[:, 0]
+        logits = model(**batch.inputs, logits_to_keep=columns, use_cache=False).logits
+        return logits[predicts[:, columns]].float(), predicts
+    logits = model(**batch.inputs, use_cache=False).logits
+    return logits[predicts].float(), predicts
+
+
+@torch.inference_mode()
+def teacher_forced(
+    model: Any,
+    prompter: Prompter,
+    examples: Sequence[Example],
+    condition: str,
+    *,
+    answers: Sequence[str] | None = None,
+    batch_size: int = 64,
+    tick: Tick | None = None,
+) -> list[Forced]:
+    """Token log-probabilities of the reference answers (or `answers`) given the questions."""
+    found: list[Forced | None] = [None] * len(examples)
+    ends = end_tokens(model)
+    for batch in batches(
+        model, prompter, examples, condition, batch_size=batch_size, answers=answers
+    ):
+        logits, predicts = answer_logits(model, batch)
+        logp = logits.log_softmax(-1)
+        where = torch.nonzero(predicts)
+        target = batch.inputs["input_ids"][where[:, 0], where[:, 1] + 1]
+        token_logp = logp.gather(-1, target[:, None])[:, 0].cpu()
+        best = logp.argmax(-1)
+        hit = (best == target).cpu()
+        ending = torch.tensor([int(b) in ends for b in best])
+        inside = batch.answer[where[:, 0], where[:, 1] + 1].cpu()
+        rows = where[:, 0].cpu()
+        for place, i in enumerate(batch.rows):
+            mine = rows == place
+            after = mine & ~inside
+            closed = bool(after.any()) and bool((hit & ending)[after].all())
+            found[i] = Forced(token_logp[mine & inside], hit[mine & inside], closed)
+        if tick:
+            tick(len(batch.rows))
+    return [f for f in found if f is not None]
+
+
+def end_tokens(model: Any) -> set[int]:
+    """Ids of the tokens that end an answer."""
+    end = model.generation_config.eos_token_id
+    return set(end) if isinstance(end, list) else set() if end is None else {end}
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    prompter: Prompter,
+    examples: Sequence[Example],
+    condition: str,
+    *,
+    max_new_tokens: int,
+    batch_size: int = 64,
+    tick: Tick | None = None,
+) -> list[str]:
+    """Greedy answers."""
+    said = [""] * len(examples)
+    for batch in batches(
+        model, prompter, examples, condition, batch_size=batch_size, prompt_only=True
+    ):
+        out = model.generate(
+            **batch.inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=prompter.tokenizer.pad_token_id,
+        )
+        length = batch.inputs["input_ids"].shape[1]
+        tail = out[:, length:] if out.shape[1] > length else out
+        words = prompter.tokenizer.batch_decode(tail, skip_special_tokens=True)
+        for i, text in zip(batch.rows, words, strict=True):
+            said[i] = text.strip()
+        if tick:
+            tick(len(batch.rows))
+    return said
+
+
+def answer_length(prompter: Prompter, examples: Sequence[Example]) -> int:
+    """Room for an answer: twice the longest reference and eight tokens, at most 256."""
+    lengths = [
+        len(prompter.tokenizer(e.answer, add_special_tokens=False).input_ids) for e in examples
+    ]
+    return min(256, 2 * max(lengths, default=0) + 8)
+
+
+def ask(
+    model: Any,
+    prompter: Prompter,
+    examples: Sequence[Example],
+    condition: str,
+    *,
+    batch_size: int = 64,
+    tick: Tick | None = None,
+) -> list[Answered]:
+    """Score every example that has a form under `condition`.
+
+    An answer whose every token, and the end after it, is the arg max under teacher forcing is
+    what greedy decoding gives; only the others are generated.
+    """
+    usable = [e for e in examples if e.has(condition)]
+    forced = teacher_forced(model, prompter, usable, condition, tick=tick, batch_size=batch_size)
+    choosing = [i for i, e in enumerate(usable) if e.task == "classification" and e.choices]
+    picks = _choose(model, prompter, usable, choosing, forced, condition, batch_size)
+    told = {
+        i: usable[i].answer
+        for i, f in enumerate(forced)
+        if i not in picks and f.closed and bool(f.hits.all())
+    }
+    rest = [i for i in range(len(usable)) if i not in picks and i not in told]
+    said = generate(
+        model,
+        prompter,
+        [usable[i] for i in rest],
+        condition,
+        max_new_tokens=answer_length(prompter, usable),
+        batch_size=batch_size,
+    )
+    told |= dict(zip(rest, said, strict=True))
+    return [
+        _answered(e, f, picks[i] if i in picks else (told[i], None))
+        for i, (e, f) in enumerate(zip(usable, forced, strict=True))
+    ]
+
+
+def _choose(
+    model: Any,
+    prompter: Prompter,
+    examples: Sequence[Example],
+    chosen: Sequence[int],
+    forced: Sequence[Forced],
+    condition: str,
+    batch_size: int,
+) -> dict[int, tuple[str, float]]:
+    """Likeliest choice by mean token log-probability, and the truth ratio, by example."""
+    pairs = [(i, c) for i in chosen for c in examples[i].choices or () if c != examples[i].answer]
+    wrong = teacher_forced(
+        model,
+        prompter,
+        [examples[i] for i, _ in pairs],
+        condition,
+        answers=[c for _, c in pairs],
+        batch_size=batch_size,
+    )
+    scores: dict[int, dict[str, float]] = {i: {examples[i].answer: -forced[i].nll} for i in chosen}
+    for (i, choice), one in zip(pairs, wrong, strict=True):
+        scores[i][choice] = -one.nll
+    picks = {}
+    for i, score in scores.items():
+        right = examples[i].answer
+        others = [s for c, s in score.items() if c != right]
+        ratio = metrics.truth_ratio(others, score[right]) if others else math.nan
+        picks[i] = (max(score, key=lambda c: score[c]), ratio)
+    return picks
+
+
+def _answered(example: Example, forced: Forced, told: tuple[str, float | None]) -> Answered:
+    said, ratio = told
+    if example.task == "classification" and example.choices:
+        right = said == example.answer
+    elif example.task == "cloze":
+        right = metrics.cloze(said, example.answer)
+    else:
+        right = metrics.accuracy(said, example.answer)
+    hits = forced.hits.numpy()
+    return Answered(
+        example,
+        said,
+        right,
+        metrics.rouge_l(said, example.answer),
+        forced.nll,
+        metrics.exact_memorisation(hits),
+        metrics.extraction_strength(hits),
+        ratio,
+    )
+
+
+def cells(rows: Sequence[Answered], seed: int = 0) -> dict[str, Any]:
+    """Summarise answers to one set under one condition: a cell per task, and all together."""
+    found: dict[str, Any] = {}
+    for task in ("generation", "classification", "cloze"):
+        mine = [r for r in rows if r.example.task == task]
+        if mine:
+            found[task] = _cell(mine, seed)
+    if rows:
+        found["all"] = _cell(rows, seed)
+        nll = sum(r.nll for r in rows) / len(rows)
+        found["nll"] = nll
+        found["answer_probability"] = sum(math.exp(-r.nll) for r in rows) / len(rows)
+        found["exact_memorisation"] = sum(r.memorised for r in rows) / len(rows)
+        found["extraction_strength"] = sum(r.extraction for r in rows) / len(rows)
+        opened = [r for r in rows if r.example.task != "classification"]
+        if opened:
+            report = metrics.collapse_report(
+                [r.said for r in opened], [r.example.answer for r in opened]
+            )
+            found["collapse"] = report
+    return found
+
+
+def _cell(rows: Sequence[Answered], seed: int) -> dict[str, Any]:
+    right = [float(r.right) for r in rows]
+    low, high = metrics.bootstrap_ci(right, [r.example.subject for r in rows], seed=seed)
+    cell = {
+        "accuracy": sum(right) / len(right),
+        "rouge_l": sum(r.rouge_l for r in rows) / len(rows),
+        "n": len(rows),
+        "ci95": [low, high],
+    }
+    if all(r.example.choices for r in rows):
+        cell["chance"] = sum(1 / len(r.example.choices or "x") for r in rows) / len(rows)
+    return cell
+
+
+def evaluate(
+    model: Any,
+    processor: Any,
+    suite: Suite,
+    *,
+    prompter: Prompter | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    tick: Tick | None = None,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Score a model on every set of a suite under both conditions.
+
+    Returns:
+        set -> condition -> {task -> {accuracy, rouge_l, n, ci95[, chance]}, "all", "nll",
+        "answer_probability", ...}; a condition no row of a set can be asked under is left out.
+    """
+    prompter = prompter or Prompter(processor)
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, examples in suite.sets.items():
+        for condition in CONDITIONS:
+            rows = ask(model, prompter, examples, condition, batch_size=batch_size, tick=tick)
+            if rows:
+                found.setdefault(name, {})[condition] = cells(rows, seed)
+    return found

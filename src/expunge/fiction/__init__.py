@@ -1,0 +1,1 @@
+"""The embedded world: people who do not exist, and tiny models that really know them."""

@@ -1,0 +1,53 @@
+"""The checkpoints in the package, and the embedded world as ordinary files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from expunge.data import Suite, write_jsonl
+from expunge.errors import InputError, unknown
+from expunge.fiction.world import World
+
+FOLDER = Path(__file__).parent / "checkpoints"
+
+
+def checkpoint(name: str) -> Path:
+    """Folder of a shipped checkpoint: `vanilla`, or `gold` (never saw the 10 % forget people)."""
+    known = sorted(p.name for p in FOLDER.iterdir() if p.is_dir())
+    if name not in known:
+        raise unknown("checkpoint", name, known)
+    return FOLDER / name
+
+
+def suite(percent: float = 10, group: int = 0) -> Suite:
+    """Question sets of the shipped world."""
+    return Suite.of(**World().suite(percent, group))
+
+
+def export(folder: str | Path, percent: float = 10, group: int = 0) -> list[str]:
+    """Write images, one JSONL file per set and the checkpoints into a new folder.
+
+    Returns:
+        The paths written: one per set, then one per checkpoint.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} exists and is not empty; choose another folder")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        sets = World().suite(percent, group)
+        for name, rows in sets.items():
+            write_jsonl(rows, partial / f"{name}.jsonl", f"images/{name}")
+        names = sorted(p.name for p in FOLDER.iterdir() if p.is_dir())
+        for name in names:
+            shutil.copytree(checkpoint(name), partial / name)
+        if folder.exists():
+            folder.rmdir()
+        partial.replace(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise InputError(f"{folder} cannot be written: {error.strerror}") from error
+    return [str(folder / f"{n}.jsonl") for n in sets] + [str(folder / n) for n in names]

@@ -1,0 +1,96 @@
+"""The package's own schema: one row per question, every field named as in `Example`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
+from pathlib import Path
+
+from expunge.errors import unknown
+from expunge.formats.row import Record, Row
+
+FIELDS = (
+    "subject",
+    "answer",
+    "question",
+    "image",
+    "text_question",
+    "choices",
+    "task",
+    "attribute",
+)
+_SPECIAL = ("image", "choices", "task", "subject", "answer")
+
+
+def claims(columns: Set[str]) -> bool:
+    """Whether a row with these columns names a subject and an answer."""
+    return {"subject", "answer"} <= columns
+
+
+def read(row: Row) -> Iterator[Record]:
+    """Pass the row on; a field outside `FIELDS` is an error."""
+    row.only(FIELDS)
+    yield dict(row.values)
+
+
+def checked(row: Row, record: Record, folder: Path, tasks: Sequence[str]) -> Record:
+    """The record with every field present and valid.
+
+    Args:
+        row: Where the record came from, for errors.
+        record: Values under names of `FIELDS`.
+        folder: Where relative image paths start.
+        tasks: The tasks there are.
+
+    Returns:
+        The arguments of one `Example`.
+
+    Raises:
+        InputError: A field is missing, of the wrong type or inconsistent with another.
+    """
+    fields = replace(row, values=record, prefix="")
+    if record.get("subject") is None:
+        problem = "missing or null; name its column by subject_field, or give the format"
+        raise fields.error("subject", problem)
+    task = fields.maybe("task") or "generation"
+    if task not in tasks:
+        raise fields.error("task", str(unknown("task", task, tasks)))
+    found: Record = {name: fields.maybe(name) for name in FIELDS if name not in _SPECIAL}
+    found |= {"subject": fields.text("subject"), "answer": fields.text("answer"), "task": task}
+    found |= {"image": _image(fields, folder), "choices": _choices(fields, task)}
+    seen = found["image"] is not None and found["question"] is not None
+    if not seen and found["text_question"] is None:
+        missing = "text_question" if found["question"] is None else "image"
+        problem = "missing; a row needs a question with an image, or a text_question"
+        raise fields.error(missing, problem)
+    return found
+
+
+def _choices(fields: Row, task: str) -> tuple[str, ...] | None:
+    if fields.values.get("choices") is None:
+        if task == "classification":
+            raise fields.error("choices", "missing; the task classification needs them")
+        return None
+    choices = tuple(fields.texts("choices"))
+    if task != "classification":
+        raise fields.error("choices", f"expected none for the task {task}")
+    if len(choices) < 2:
+        raise fields.error("choices", f"expected at least 2, found {len(choices)}")
+    if fields.text("answer") not in choices:
+        raise fields.error("answer", "expected one of the choices")
+    return choices
+
+
+def _image(fields: Row, folder: Path) -> str | bytes | None:
+    value = fields.values.get("image")
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+        if value is None:
+            raise fields.error("image", "expected bytes or path in the object, found neither")
+    if value is None or (isinstance(value, bytes) and value):
+        return value
+    if not isinstance(value, str) or not value.strip():
+        kind = type(value).__name__ if value else "nothing"
+        raise fields.error("image", f"expected a path or encoded bytes, found {kind}")
+    return os.path.normpath(folder / value)

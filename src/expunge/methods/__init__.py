@@ -1,0 +1,19 @@
+"""The table of methods; a new one is a file beside this and a row here."""
+
+from __future__ import annotations
+
+from expunge.errors import unknown
+from expunge.methods import manu, random
+from expunge.methods.base import Evidence, Method, Outcome
+
+METHODS: dict[str, Method] = {m.name: m for m in (manu.METHOD, random.METHOD)}
+
+
+def get(name: str) -> Method:
+    """The method of that name."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name]
+
+
+__all__ = ["METHODS", "Evidence", "Method", "Outcome", "get"]

@@ -1,0 +1,444 @@
+"""The stages in order, each reading and writing files of the run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from expunge import data, methods
+from expunge.collect import Counting, collect_statistics
+from expunge.config import RunConfig
+from expunge.data import CONDITIONS, Example, Suite
+from expunge.edit import applied, fingerprint, save_checkpoint
+from expunge.errors import InputError, unknown
+from expunge.evaluate import evaluate
+from expunge.methods import Evidence, Method
+from expunge.models import Prompter, load
+from expunge.plan import Plan
+from expunge.progress import Progress
+from expunge.selection import check_budget
+from expunge.sites import Site, down_weight, find_sites
+from expunge.stats import load_stats, save_stats
+from expunge.summary import summarise
+
+LIBRARIES = ("expunge", "torch", "transformers", "safetensors", "numpy")
+STATE = "run.json"
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of the libraries that results depend on."""
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """Fill in the method's defaults and check the figures."""
+    method = methods.get(config.method)
+    if config.budget is not None:
+        check_budget(config.budget)
+    if config.strength is not None and not config.strength >= 0:
+        raise InputError(f"strength is {config.strength}, expected a number of at least 0")
+    if not 0 < config.keep <= 1:
+        raise InputError(f"keep is {config.keep}, expected a share above 0 and at most 1")
+    return dataclasses.replace(
+        config,
+        towers=config.towers or method.towers,
+        budget=method.budget if config.budget is None else config.budget,
+        strength=method.strength if config.strength is None else config.strength,
+    )
+
+
+def chosen_sites(model: Any, config: RunConfig) -> list[Site]:
+    """The live sites of the chosen towers; an unknown tower is an `InputError`."""
+    sites = find_sites(model, attention=config.attention, declared=config.towers_declared or None)
+    present = {s.tower for s in sites}
+    wanted = config.towers or methods.get(config.method).towers
+    for tower in wanted:
+        if tower not in present | {"vision", "audio", "connector", "language"}:
+            raise unknown("tower", tower, present)
+    return [s for s in sites if s.tower in wanted and not s.dead]
+
+
+def gather(
+    model: Any,
+    prompter: Prompter,
+    sets: Mapping[str, Sequence[Example]],
+    sites: Sequence[Site],
+    config: RunConfig,
+    method: Method,
+    progress: Progress | None = None,
+) -> Evidence:
+    """Collect what a method needs on forget and retain under both conditions."""
+    neurons: dict[tuple[str, str], Any] = {}
+    moments: dict[tuple[str, str], Any] = {}
+    for name, examples in sets.items():
+        for condition in CONDITIONS:
+            total = sum(e.has(condition) for e in examples)
+            if not total or not (method.neurons or method.moments):
+                continue
+            reached = [s for s in sites if condition == "multi" or s.tower == "language"]
+            with (progress or Progress()).task(f"collect {name} {condition}", total) as tick:
+                found = collect_statistics(
+                    model,
+                    prompter,
+                    examples,
+                    condition,
+                    sites=reached,
+                    neurons=method.neurons,
+                    moments=method.moments,
+                    counting=Counting(config.positions, config.unit, config.tau),
+                    batch_size=config.batch_size,
+                    tick=tick,
+                )
+            neurons[name, condition], moments[name, condition] = found.neurons, found.moments
+    return evidence_of(model, sites, neurons, moments)
+
+
+def evidence_of(
+    model: Any, sites: Sequence[Site], neurons: Mapping[Any, Any], moments: Mapping[Any, Any]
+) -> Evidence:
+    """Bundle statistics with access to the model's down projections."""
+    by_key = {s.key: s for s in sites}
+    return Evidence(sites, neurons, moments, lambda key: down_weight(model, by_key[key]).detach())
+
+
+def provenance(
+    model: Any, forget: Sequence[Example], retain: Sequence[Example], config: RunConfig
+) -> dict[str, Any]:
+    """Where a plan comes from; names nobody: subjects and data appear as salted hashes."""
+    salt = data.salt_for(forget)
+    about = {}
+    for name, examples in (("forget", forget), ("retain", retain)):
+        subjects = sorted({data.salted(e.subject, salt) for e in examples})
+        digest = data.salted(data.fingerprint(examples), salt)
+        about[name] = {"n": len(examples), "subjects": len(subjects), "hash": digest}
+        if name == "forget":
+            about[name]["subjects"] = subjects
+    return {
+        "method": config.method,
+        "config": {k: v for k, v in config.as_dict().items() if k not in PATHS},
+        "base": {
+            "id": Path(config.model).name if config.model else "",
+            "model_type": model.config.model_type,
+            "fingerprint": fingerprint(model),
+        },
+        "data": about,
+        "versions": versions(),
+        "seed": config.seed,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+PATHS = ("model", "forget", "retain", "test", "neighbor", "real", "skills", "gold", "device")
+
+
+def decide(
+    model: Any,
+    prompter: Prompter,
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    config: RunConfig,
+    evidence: Evidence,
+    progress: Progress | None = None,
+) -> Plan:
+    """Let the method decide, and write down where the plan comes from."""
+    outcome = methods.get(config.method).decide(evidence, config)
+    about = {s.key: {"tower": s.tower, "path": s.path, "width": s.width} for s in evidence.sites}
+    sites = {key: about[key] for key in outcome.edits}
+    origin = provenance(model, forget, retain, config)
+    if outcome.notes:
+        origin["notes"] = dict(outcome.notes)
+    return Plan(outcome.edits, sites, origin, outcome.scores)
+
+
+def make_plan(
+    model: Any,
+    processor: Any,
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    *,
+    method: str = "auto",
+    progress: Progress | None = None,
+    **options: Any,
+) -> Plan:
+    """Make a plan that removes what `forget` asks about and keeps `retain`.
+
+    Args:
+        model: The vanilla model; unchanged afterwards.
+        processor: Its processor.
+        forget: Questions about what is to be forgotten.
+        retain: Questions about what is to be kept.
+        method: Name of the method, see `expunge list methods`.
+        progress: Where to show progress.
+        **options: Further keys of `RunConfig`, such as `budget`, `strength`, `keep`, `seed`.
+
+    Returns:
+        The plan; `plan.apply(model)` carries it out.
+    """
+    config = settled(RunConfig.of({"method": method, **options}))
+    check_sets(forget, retain, config)
+    prompter = Prompter(processor, template=config.prompt_template)
+    sites = chosen_sites(model, config)
+    sets = {"forget": forget, "retain": retain}
+    evidence = gather(model, prompter, sets, sites, config, methods.get(config.method), progress)
+    return decide(model, prompter, forget, retain, config, evidence, progress)
+
+
+def check_sets(forget: Sequence[Example], retain: Sequence[Example], config: RunConfig) -> None:
+    """Raise `InputError` for an empty set or, unless allowed, an overlap."""
+    for name, examples in (("forget", forget), ("retain", retain)):
+        if not examples:
+            raise InputError(f"the {name} set is empty, expected at least one question")
+    if not config.allow_overlap:
+        data.check_overlap(forget, retain)
+
+
+@dataclass
+class Run:
+    """A run folder and the stages that fill it.
+
+    Attributes:
+        folder: The run folder.
+        config: Settled configuration.
+        suite: The question sets.
+        progress: Where to show progress.
+    """
+
+    folder: Path
+    config: RunConfig
+    suite: Suite
+    progress: Progress = field(default_factory=Progress)
+
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        """The vanilla model and its processor."""
+        return self._load(self.config.model)
+
+    @cached_property
+    def prompter(self) -> Prompter:
+        """How conversations are rendered."""
+        return Prompter(self.loaded[1], template=self.config.prompt_template)
+
+    def _load(self, model_id: str) -> tuple[Any, Any]:
+        return load(
+            model_id,
+            dtype=self.config.dtype,
+            device=self.config.device,
+            trust_remote_code=self.config.trust_remote_code,
+        )
+
+    def open(self) -> None:
+        """Check everything that can be checked, then claim the folder."""
+        check_sets(self.suite.sets["forget"], self.suite.sets["retain"], self.config)
+        chosen_sites(self.loaded[0], self.config)
+        state = {
+            "config": self.config.as_dict(),
+            "data": {n: data.fingerprint(rows) for n, rows in self.suite.sets.items()},
+        }
+        claim(self.folder, state)
+        self.config.write(self.folder / "config.yaml")
+
+    def collect(self) -> Evidence:
+        """Statistics of forget and retain; neuron statistics are kept under stats/."""
+        method = methods.get(self.config.method)
+        model = self.loaded[0]
+        sites = chosen_sites(model, self.config)
+        folder = self.folder / "stats"
+        with self.timed("collect"):
+            sets = {n: self.suite.sets[n] for n in ("forget", "retain")}
+            if folder.is_dir() and not method.moments:
+                return evidence_of(model, sites, read_stats(folder), {})
+            evidence = gather(model, self.prompter, sets, sites, self.config, method, self.progress)
+            if method.neurons:
+                write_stats(folder, evidence)
+        return evidence
+
+    def plan(self) -> Plan:
+        """The plan, made or read."""
+        path = self.folder / "plan.safetensors"
+        if path.is_file():
+            return Plan.load(path)
+        evidence = self.collect()
+        forget, retain = self.suite.sets["forget"], self.suite.sets["retain"]
+        with self.timed("plan"):
+            plan = decide(
+                self.loaded[0], self.prompter, forget, retain, self.config, evidence, self.progress
+            )
+            if plan.scores:
+                scores = {k: v.double().contiguous() for k, v in plan.scores.items()}
+                _replace_with(self.folder / "scores.safetensors", lambda p: save_file(scores, p))
+            plan.save(path)
+        return plan
+
+    def apply(self, plan: Plan) -> None:
+        """Write the edited checkpoint to model/."""
+        target = self.folder / "model"
+        if target.is_dir():
+            return
+        with self.timed("apply"), applied(self.loaded[0], plan) as edited:
+            save_checkpoint(edited, self.loaded[1], target)
+
+    def evaluate(self, plan: Plan) -> dict[str, Any]:
+        """results.json; the figures of each model are kept as they are finished."""
+        path = self.folder / "results.json"
+        models = {name: self._figures(name, plan) for name in self._names()}
+        results = {
+            "models": models,
+            "summary": summarise(models),
+            "method": self.config.method,
+            "plan": {
+                "neurons": sum(int(i.numel()) for i in plan.neurons().values()),
+                "sites": len(plan.edits),
+                "bytes": plan.bytes,
+            },
+            "seconds": self._seconds(),
+            "versions": versions(),
+            "seed": self.config.seed,
+        }
+        write_json(path, results)
+        return results
+
+    def _names(self) -> list[str]:
+        return ["vanilla", "unlearned", *(["gold"] if self.config.gold else [])]
+
+    def _figures(self, name: str, plan: Plan) -> Any:
+        path = self.folder / "figures" / f"{name}.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        model, processor = self.loaded if name != "gold" else self._load(str(self.config.gold))
+        total = sum(sum(c.values()) for c in self.suite.counts().values())
+        with contextlib.ExitStack() as stack:
+            if name == "unlearned":
+                stack.enter_context(applied(model, plan))
+            stack.enter_context(self.timed("evaluate"))
+            tick = stack.enter_context(self.progress.task(f"evaluate {name}", total, adds=True))
+            figures = evaluate(
+                model,
+                processor,
+                self.suite,
+                prompter=Prompter(processor, template=self.config.prompt_template),
+                batch_size=2 * self.config.batch_size,
+                seed=self.config.seed,
+                tick=tick,
+            )
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, figures)
+        return figures
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the block's wall seconds to the stage's, across resumed runs."""
+        begun = time.perf_counter()
+        yield
+        seconds = self._seconds()
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - begun
+        write_json(self.folder / "seconds.json", seconds)
+
+    def _seconds(self) -> dict[str, float]:
+        path = self.folder / "seconds.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def all(self) -> dict[str, Any]:
+        """Every stage that is not done yet, in order; returns the results."""
+        from expunge.report import write_report
+
+        self.open()
+        plan = self.plan()
+        self.apply(plan)
+        results = self.evaluate(plan)
+        write_report(self.folder, show_content=self.config.show_content)
+        return results
+
+
+def evaluate_models(models: Mapping[str, str | Path], suite: Suite) -> dict[str, Any]:
+    """Figures of several models on one suite, with a summary where there is an unlearned one.
+
+    Args:
+        models: `vanilla`, `unlearned` (a checkpoint, or a plan file applied to vanilla) and
+            `gold` -> path or Hub id.
+        suite: What to ask.
+    """
+    found: dict[str, Any] = {}
+    for name, path in models.items():
+        plan = Plan.load(path) if isinstance(path, Path) else None
+        model, processor = load(models["vanilla"] if plan else path)
+        with applied(model, plan) if plan else contextlib.nullcontext():
+            found[name] = evaluate(model, processor, suite)
+    results: dict[str, Any] = {"models": found, "versions": versions(), "seed": 0}
+    if "unlearned" in found:
+        results["summary"] = summarise(found)
+        results["method"] = "given"
+        results["plan"] = {"neurons": 0, "sites": 0, "bytes": 0}
+    return results
+
+
+def claim(folder: Path, state: Mapping[str, Any]) -> None:
+    """Make the run folder, or make sure that it holds this very run."""
+    path = folder / STATE
+    if path.is_file():
+        if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(state)):
+            raise InputError(
+                f"{folder} holds another run (other settings or data); choose another --out or"
+                " remove it"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and holds no expunge run; choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, state)
+    except OSError as error:
+        raise InputError(f"the run folder {folder} cannot be written: {error.strerror}") from error
+
+
+def write_stats(folder: Path, evidence: Evidence) -> None:
+    """Write neuron statistics, one file per set and condition; the folder appears when complete."""
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(exist_ok=True)
+    for (name, condition), stats in evidence.neurons.items():
+        about = {"set": name, "condition": condition}
+        save_stats(partial / f"{name}.{condition}.safetensors", dict(stats), about)
+    partial.replace(folder)
+
+
+def read_stats(folder: Path) -> dict[tuple[str, str], Any]:
+    """Read what `write_stats` wrote."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        stats, about = load_stats(path)
+        found[about["set"], about["condition"]] = stats
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name, then rename."""
+    text = json.dumps(value, indent=1, sort_keys=False, allow_nan=False)
+    _replace_with(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+
+
+def _replace_with(path: Path, write: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    partial.replace(path)
+
+
+def read_suite(config: RunConfig) -> Suite:
+    """Read every question file that the configuration names."""
+    paths = {n: getattr(config, n) for n in data.SETS}
+    return Suite.of(
+        **{
+            name: data.read(path, format=config.data_format)
+            for name, path in paths.items()
+            if path is not None
+        }
+    )

@@ -1,0 +1,23 @@
+"""Where the neurons of a model are.
+
+A site is found by its down projection: the last linear map of an MLP (or attention) block. Neuron
+*i* is input feature *i* of that map, whatever comes before it. Three steps find them: the towers
+(what transformers calls encoders and decoder, or a small table where it cannot tell), the blocks
+(known names, confirmed by shapes), and the numbers (the layer's own index where a tower has one
+block per layer, else the position in the tower).
+"""
+
+from expunge.sites.blocks import Site
+from expunge.sites.find import describe, find_sites, inspect_config
+from expunge.sites.towers import towers
+from expunge.sites.weights import down_module, down_weight
+
+__all__ = [
+    "Site",
+    "describe",
+    "down_module",
+    "down_weight",
+    "find_sites",
+    "inspect_config",
+    "towers",
+]

@@ -1,0 +1,217 @@
+"""Streaming sums over neuron activations, kept in float64, exact under merging."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from expunge.errors import InputError
+
+NEURON_FIELDS = ("total", "absolute", "over", "square")
+
+
+@dataclass
+class NeuronStats:
+    """Per-neuron sums over counted units of one data set under one modality condition.
+
+    Attributes:
+        count: Number of units (tokens, or examples) summed.
+        total: Sum of z, float64 [width].
+        absolute: Sum of |z|, float64 [width].
+        over: Number of units with |z| > tau, float64 [width].
+        square: Sum of z^2, float64 [width].
+        tau: Threshold of `over`.
+    """
+
+    count: int
+    total: Tensor
+    absolute: Tensor
+    over: Tensor
+    square: Tensor
+    tau: float = 0.1
+
+    @classmethod
+    def zeros(cls, width: int, tau: float = 0.1, device: torch.device | str = "cpu") -> NeuronStats:
+        """Statistics of nothing, for a site of `width` neurons."""
+        # MPS-like devices have no float64; the sums then live on the CPU.
+        total, absolute, over, square = torch.zeros(4, width, dtype=torch.float64, device=device)
+        return cls(0, total, absolute, over, square, tau)
+
+    def update(self, z: Tensor, mask: Tensor | None = None) -> None:
+        """Add activations.
+
+        Args:
+            z: Activations, any float dtype, [..., width].
+            mask: Which positions count, bool [...]; None counts all.
+        """
+        rows = counted(z, mask)
+        self.count += rows.shape[0]
+        magnitude = rows.abs()
+        self.total += rows.sum(0, dtype=torch.float64)
+        self.absolute += magnitude.sum(0, dtype=torch.float64)
+        self.over += (magnitude > self.tau).sum(0)
+        exact = rows.to(torch.float64)
+        self.square += torch.linalg.vecdot(exact, exact, dim=0)
+
+    @property
+    def mean_abs(self) -> Tensor:
+        """Mean of |z|, zero where nothing was counted."""
+        return self.absolute / max(self.count, 1)
+
+    @property
+    def share_over(self) -> Tensor:
+        """Share of units with |z| > tau."""
+        return self.over / max(self.count, 1)
+
+    @property
+    def mean_square(self) -> Tensor:
+        """Mean of z^2."""
+        return self.square / max(self.count, 1)
+
+    @property
+    def variance_about_mean_abs(self) -> Tensor:
+        """Mean of (z - mean|z|)^2, the V of MANU as printed (arXiv 2502.15910)."""
+        n, centre = max(self.count, 1), self.mean_abs
+        return (self.square / n - 2 * centre * self.total / n + centre**2).clamp_min(0.0)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of z (population)."""
+        n = max(self.count, 1)
+        return (self.square / n - (self.total / n) ** 2).clamp_min(0.0).sqrt()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name, for a file."""
+        named = {name: getattr(self, name).cpu() for name in NEURON_FIELDS}
+        named["count"] = torch.tensor(self.count, dtype=torch.int64)
+        named["tau"] = torch.tensor(self.tau, dtype=torch.float64)
+        return named
+
+    @classmethod
+    def from_tensors(cls, named: Mapping[str, Tensor]) -> NeuronStats:
+        """The inverse of `tensors`."""
+        total, absolute, over, square = (named[name] for name in NEURON_FIELDS)
+        return cls(int(named["count"]), total, absolute, over, square, float(named["tau"]))
+
+    def merge(self, other: NeuronStats) -> NeuronStats:
+        """Statistics of both data sets together."""
+        if self.tau != other.tau or self.total.shape != other.total.shape:
+            raise InputError(
+                f"statistics of width {self.total.numel()}, tau {self.tau} cannot be merged with"
+                f" width {other.total.numel()}, tau {other.tau}"
+            )
+        total, absolute, over, square = (
+            getattr(self, name) + getattr(other, name) for name in NEURON_FIELDS
+        )
+        return NeuronStats(self.count + other.count, total, absolute, over, square, self.tau)
+
+    def all_reduce(self) -> None:
+        """Add up over the processes of the default group, in place."""
+        for name in NEURON_FIELDS:
+            torch.distributed.all_reduce(getattr(self, name))
+        self.count = _reduced_count(self.count, self.total.device)
+
+
+@dataclass
+class SecondMoment:
+    """Uncentred second moment of a site's activations: the sum of z z^T.
+
+    Attributes:
+        count: Number of units summed.
+        outer: Sum of z z^T, [width, width]; float64 unless asked otherwise.
+    """
+
+    count: int
+    outer: Tensor
+
+    @classmethod
+    def zeros(
+        cls,
+        width: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+    ) -> SecondMoment:
+        """The moment of nothing, for a site of `width` neurons."""
+        return cls(0, torch.zeros(width, width, dtype=dtype, device=device))
+
+    def update(self, z: Tensor, mask: Tensor | None = None) -> None:
+        """Add activations z [..., width] where mask [...] is true; products in z's precision.
+
+        Half-precision activations are multiplied in float32.
+        """
+        rows = counted(z, mask)
+        if rows.dtype not in (torch.float32, torch.float64):
+            rows = rows.float()
+        self.count += rows.shape[0]
+        self.outer += rows.T @ rows
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of z z^T, [width, width]; zeros where nothing was counted."""
+        return self.outer / max(self.count, 1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name, for a file."""
+        return {"outer": self.outer.cpu(), "count": torch.tensor(self.count, dtype=torch.int64)}
+
+    @classmethod
+    def from_tensors(cls, named: Mapping[str, Tensor]) -> SecondMoment:
+        """The inverse of `tensors`."""
+        return cls(int(named["count"]), named["outer"])
+
+    def merge(self, other: SecondMoment) -> SecondMoment:
+        """The moment of both data sets together."""
+        return SecondMoment(self.count + other.count, self.outer + other.outer)
+
+    def all_reduce(self) -> None:
+        """Add up over the processes of the default group, in place."""
+        torch.distributed.all_reduce(self.outer)
+        self.count = _reduced_count(self.count, self.outer.device)
+
+
+def counted(z: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows of z [..., width] that count, [units, width]."""
+    if mask is None:
+        return z.reshape(-1, z.shape[-1])
+    if mask.shape != z.shape[:-1]:
+        raise InputError(f"mask of shape {tuple(mask.shape)} does not fit {tuple(z.shape)}")
+    return z[mask]
+
+
+def _reduced_count(count: int, device: torch.device) -> int:
+    total = torch.tensor(count, dtype=torch.int64, device=device)
+    torch.distributed.all_reduce(total)
+    return int(total)
+
+
+def save_stats(
+    path: Path, stats: Mapping[str, NeuronStats | SecondMoment], metadata: Mapping[str, str]
+) -> None:
+    """Write the statistics of many sites to one safetensors file (temporary name, then renamed)."""
+    named = {
+        f"{key}/{n}": t.contiguous() for key, s in stats.items() for n, t in s.tensors().items()
+    }
+    temporary = path.with_name(path.name + ".partial")
+    save_file(named, temporary, dict(metadata))
+    temporary.replace(path)
+
+
+def load_stats(
+    path: Path,
+) -> tuple[dict[str, NeuronStats] | dict[str, SecondMoment], dict[str, str]]:
+    """Read what `save_stats` wrote: statistics by site key, and the metadata."""
+    sites: dict[str, dict[str, Tensor]] = {}
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            key, field = name.rsplit("/", 1)
+            sites.setdefault(key, {})[field] = file.get_tensor(name)
+        metadata = file.metadata() or {}
+    if any("outer" in named for named in sites.values()):
+        return {k: SecondMoment.from_tensors(named) for k, named in sites.items()}, metadata
+    return {k: NeuronStats.from_tensors(named) for k, named in sites.items()}, metadata

@@ -1,0 +1,79 @@
+"""From the figures of vanilla, unlearned and gold to the summary of a run; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from expunge import metrics
+from expunge.data import CONDITIONS
+
+Figures = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def figure(model: Figures | None, name: str, condition: str, key: str = "accuracy") -> float | None:
+    """One figure of one model, or None where it was not measured."""
+    cell = (model or {}).get(name, {}).get(condition)
+    if cell is None:
+        return None
+    return float(cell["all"]["accuracy"] if key == "accuracy" else cell[key])
+
+
+def kept(vanilla: Figures, unlearned: Figures, name: str) -> dict[str, float]:
+    """Unlearned over vanilla accuracy by condition, where vanilla has any."""
+    found = {}
+    for condition in CONDITIONS:
+        before = figure(vanilla, name, condition)
+        after = figure(unlearned, name, condition)
+        if before and after is not None:
+            found[condition] = after / before
+    return found
+
+
+def depth_of(vanilla: Figures, unlearned: Figures, gold: Figures | None) -> dict[str, float | None]:
+    """Depth of forgetting by condition: over forget and test together, 1 is as deep as gold."""
+    found: dict[str, float | None] = {}
+    for condition in CONDITIONS:
+        sets = [s for s in ("forget", "test") if figure(vanilla, s, condition, "nll") is not None]
+        if not sets:
+            continue
+        means = [
+            None if m is None else _mean([figure(m, s, condition, "nll") for s in sets])
+            for m in (unlearned, vanilla, gold)
+        ]
+        found[condition] = metrics.depth(means[0], means[1], means[2])
+    return found
+
+
+def summarise(models: Mapping[str, Figures]) -> dict[str, Any]:
+    """The `summary` of results.json from the figures of each model."""
+    vanilla, unlearned = models["vanilla"], models["unlearned"]
+    summary: dict[str, Any] = {}
+    for name in ("forget", "test"):
+        scores = {c: figure(unlearned, name, c) for c in CONDITIONS}
+        summary[f"{name}_accuracy"] = {c: s for c, s in scores.items() if s is not None}
+    for name in ("retain", "neighbor"):
+        summary[f"{name}_kept"] = kept(vanilla, unlearned, name)
+    for name in ("real", "skills"):
+        by_condition = kept(vanilla, unlearned, name)
+        summary[f"{name}_kept"] = _mean(list(by_condition.values())) if by_condition else None
+    both = list(summary["forget_accuracy"].values())
+    summary["modality_gap"] = abs(both[0] - both[1]) if len(both) == 2 else None
+    summary["depth"] = depth_of(vanilla, unlearned, models.get("gold"))
+    summary["collapsed"] = any(
+        cell.get("collapse", {}).get("collapsed", False)
+        and not _collapsed(vanilla, name, condition)
+        for name, conditions in unlearned.items()
+        for condition, cell in conditions.items()
+    )
+    return summary
+
+
+def _collapsed(model: Figures, name: str, condition: str) -> bool:
+    cell = model.get(name, {}).get(condition, {})
+    return bool(cell.get("collapse", {}).get("collapsed", False))
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None

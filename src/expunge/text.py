@@ -1,0 +1,116 @@
+"""What commands print for people: tables and lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from expunge.data import CONDITIONS, SETS
+
+CONDITION_NAMES = {"multi": "image+text", "text": "text only"}
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+             for row in [header, ["-" * w for w in widths], *rows]]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _cell(figures: Mapping[str, Any] | None) -> str:
+    if not figures:
+        return "-"
+    low, high = figures["all"]["ci95"]
+    return f"{figures['all']['accuracy']:.3f} [{low:.2f}, {high:.2f}]"
+
+
+def results_table(results: Mapping[str, Any], folder: Path | None) -> str:
+    """Accuracy of every model on every set under both conditions, and the summary."""
+    models = results["models"]
+    rows = []
+    for name in SETS:
+        for condition in CONDITIONS:
+            cells = [m.get(name, {}).get(condition) for m in models.values()]
+            if any(cells):
+                rows.append([name, CONDITION_NAMES[condition], *map(_cell, cells)])
+    text = _table(["set", "asked with", *models], rows)
+    summary = results.get("summary")
+    if summary:
+        text += "\n\n" + _summary_lines(results, summary)
+    if folder is not None and (folder / "report.html").is_file():
+        text += f"\nreport: {folder / 'report.html'}"
+    return text
+
+
+def _summary_lines(results: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    def by_condition(values: Mapping[str, float | None] | None) -> str:
+        shown = {CONDITION_NAMES[c]: v for c, v in (values or {}).items() if v is not None}
+        return ", ".join(f"{c} {v:.3f}" for c, v in shown.items()) or "not measured"
+
+    lines = [
+        f"method {results['method']}: {results['plan']['sites']} sites edited,"
+        f" {results['plan']['neurons']} neurons, plan of {results['plan']['bytes'] / 1e6:.2f} MB",
+        f"depth of forgetting (1 = gold): {by_condition(summary['depth'])}",
+        f"retain kept: {by_condition(summary['retain_kept'])}",
+        f"neighbor kept: {by_condition(summary['neighbor_kept'])}",
+    ]
+    for name in ("real", "skills"):
+        if summary.get(f"{name}_kept") is not None:
+            lines.append(f"{name} kept: {summary[f'{name}_kept']:.3f}")
+    if summary.get("collapsed"):
+        lines.append("WARNING: answers have collapsed, see the report")
+    seconds = ", ".join(f"{k} {v:.1f} s" for k, v in results.get("seconds", {}).items())
+    return "\n".join([*lines, f"seconds: {seconds}"])
+
+
+def site_table(value: Mapping[str, Any]) -> str:
+    """The sites of a model, a line each."""
+    rows = [
+        [s["key"], s["kind"], str(s["width"]), str(s["parameters"]), s["path"],
+         "dead" if s["dead"] else ""]
+        for s in value["sites"]
+    ]  # fmt: skip
+    total = sum(s["width"] for s in value["sites"] if not s["dead"])
+    head = f"{value['model_type']}: {len(rows)} sites, {total} live neurons"
+    table = _table(["site", "kind", "neurons", "parameters", "down projection", ""], rows)
+    return f"{head}\n\n{table}"
+
+
+def _methods() -> dict[str, str]:
+    from expunge.methods import METHODS
+
+    return {name: m.about for name, m in METHODS.items()}
+
+
+def _metrics() -> dict[str, str]:
+    from expunge.metrics import METRICS
+
+    return dict(METRICS)
+
+
+def _formats() -> dict[str, str]:
+    from expunge.formats import FORMATS
+
+    return {name: f.description for name, f in FORMATS.items()}
+
+
+def _families() -> dict[str, str]:
+    from expunge.sites import FAMILIES
+
+    return dict(FAMILIES)
+
+
+def _attacks() -> dict[str, str]:
+    from expunge.attacks import ATTACKS
+
+    return {name: a.about for name, a in ATTACKS.items()}
+
+
+LISTS: dict[str, Callable[[], dict[str, str]]] = {
+    "methods": _methods,
+    "metrics": _metrics,
+    "formats": _formats,
+    "families": _families,
+    "attacks": _attacks,
+}
