@@ -16,7 +16,10 @@ import typer
 from expunge.errors import ExpungeError, InputError, unknown
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from expunge.config import RunConfig
+    from expunge.pipeline import Run
 
 app = typer.Typer(
     help="Remove chosen knowledge from a multimodal language model, keep the rest, prove both.",
@@ -46,6 +49,17 @@ ShowContent = Annotated[
 ]
 Format = Annotated[str | None, typer.Option("--format", help="See `expunge list formats`.")]
 File = Annotated[str | None, typer.Option(help="Question file.")]
+Gold = Annotated[str | None, typer.Option(help="Checkpoint that never saw forget.")]
+BatchSize = Annotated[int | None, typer.Option(help="Examples per forward pass.")]
+Template = Annotated[
+    str | None, typer.Option("--prompt-template", help="Instead of a chat template.")
+]
+Overlap = Annotated[
+    bool | None, typer.Option("--allow-overlap", help="Accept subjects in forget and retain.")
+]
+Trust = Annotated[
+    bool | None, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+]
 
 
 def quiet() -> None:
@@ -60,19 +74,24 @@ def quiet() -> None:
 
 def emit(value: Any, as_json: bool, text: Callable[[], str]) -> None:
     """Print a result: JSON, or words."""
-    print(json.dumps(value) if as_json else text())
+    print(json.dumps(value, allow_nan=False) if as_json else text())
 
 
-def config_of(config_file: Path | None, **given: Any) -> RunConfig:
-    """Settings from the YAML file, overridden by the options that were given."""
+def config_of(config_file: Path | None, given: dict[str, Any]) -> RunConfig:
+    """Settings from the YAML file, overridden by the options that were given.
+
+    Args:
+        config_file: YAML file, or None.
+        given: Options by name; None stands for not given, other names than settings are ignored.
+    """
     from expunge.config import RunConfig
 
-    if given.get("towers"):
-        given["towers"] = tuple(given["towers"].split(","))
-    tower = given.pop("tower", None)
-    if tower:
-        given["towers_declared"] = dict(_declared(t) for t in tower)
-    overrides = {k: v for k, v in given.items() if v is not None}
+    known = RunConfig.__dataclass_fields__
+    overrides = {k: v for k, v in given.items() if k in known and v is not None}
+    if "towers" in overrides:
+        overrides["towers"] = tuple(overrides["towers"].split(","))
+    if given.get("tower"):
+        overrides["towers_declared"] = dict(_declared(t) for t in given["tower"])
     return RunConfig.read(config_file, overrides) if config_file else RunConfig.of(overrides)
 
 
@@ -95,21 +114,11 @@ def demo(
     json_: Json = False,
 ) -> None:
     """Do the whole job on the embedded world."""
+    given = dict(locals())
     from expunge.fiction.shipped import checkpoint, suite
 
-    config = config_of(
-        None,
-        model=str(checkpoint("vanilla")),
-        gold=str(checkpoint("gold")),
-        forget="fiction",
-        retain="fiction",
-        method=method,
-        budget=budget,
-        strength=strength,
-        keep=keep,
-        seed=seed,
-        show_content=show_content,
-    )
+    models = {"model": str(checkpoint("vanilla")), "gold": str(checkpoint("gold"))}
+    config = config_of(None, {**given, **models, "forget": "fiction", "retain": "fiction"})
     _finish(config, suite(), out, json_)
 
 
@@ -123,7 +132,7 @@ def run(
     neighbor: File = None,
     real: File = None,
     skills: File = None,
-    gold: Annotated[str | None, typer.Option(help="Checkpoint that never saw forget.")] = None,
+    gold: Gold = None,
     method: MethodName = None,
     budget: Budget = None,
     strength: Strength = None,
@@ -132,23 +141,26 @@ def run(
     tower: Tower = None,
     data_format: Format = None,
     seed: Seed = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples per forward pass.")] = None,
-    prompt_template: Annotated[str | None, typer.Option(help="Instead of a chat template.")] = None,
-    allow_overlap: Annotated[bool | None, typer.Option("--allow-overlap")] = None,
+    batch_size: BatchSize = None,
+    prompt_template: Template = None,
+    allow_overlap: Overlap = None,
     show_content: ShowContent = None,
-    trust_remote_code: Annotated[bool | None, typer.Option("--trust-remote-code")] = None,
+    trust_remote_code: Trust = None,
     config: ConfigFile = None,
     json_: Json = False,
 ) -> None:
     """Do the whole job on your own model and data; a killed run goes on where it stopped."""
+    chosen = _complete(config_of(config, dict(locals())))
     from expunge.pipeline import read_suite
 
-    given = {k: v for k, v in locals().items() if k not in ("out", "config", "json_", "read_suite")}
-    chosen = config_of(config, **given)
-    for name in ("model", "forget", "retain"):
-        if not getattr(chosen, name):
-            raise InputError(f"--{name} is missing, expected a path or Hub id")
     _finish(chosen, read_suite(chosen), out, json_)
+
+
+def _complete(config: RunConfig) -> RunConfig:
+    for name in ("model", "forget", "retain"):
+        if not getattr(config, name):
+            raise InputError(f"--{name} is missing, expected a path or Hub id")
+    return config
 
 
 def _finish(config: RunConfig, suite: Any, out: Path, as_json: bool) -> None:
@@ -185,17 +197,20 @@ def collect(
     retain: File = None,
     method: MethodName = None,
     towers: Towers = None,
+    tower: Tower = None,
     data_format: Format = None,
+    batch_size: BatchSize = None,
+    prompt_template: Template = None,
+    allow_overlap: Overlap = None,
+    trust_remote_code: Trust = None,
     config: ConfigFile = None,
     json_: Json = False,
 ) -> None:
     """Only collect: write the statistics of forget and retain to OUT/stats."""
-    job = _stage(out, config, model=model, forget=forget, retain=retain, method=method,
-                 towers=towers, data_format=data_format)  # fmt: skip
-    job.open()
-    job.collect()
+    with _stage(config_of(config, dict(locals())), out) as job:
+        job.collect()
     files = sorted(str(p) for p in (out / "stats").glob("*.safetensors"))
-    emit({"stats": files}, json_, lambda: "\n".join(files))
+    emit({"stats": files}, json_, lambda: "\n".join(files) or "nothing to collect")
 
 
 @app.command()
@@ -209,29 +224,29 @@ def plan(
     strength: Strength = None,
     keep: Keep = None,
     towers: Towers = None,
+    tower: Tower = None,
     data_format: Format = None,
     seed: Seed = None,
+    batch_size: BatchSize = None,
+    prompt_template: Template = None,
+    allow_overlap: Overlap = None,
+    trust_remote_code: Trust = None,
     config: ConfigFile = None,
     json_: Json = False,
 ) -> None:
     """Only plan: write OUT/plan.safetensors, collecting first where that is not done."""
-    given = {k: v for k, v in locals().items() if k not in ("out", "config", "json_")}
-    job = _stage(out, config, **given)
-    job.open()
-    made = job.plan()
+    with _stage(config_of(config, dict(locals())), out) as job:
+        made = job.plan()
     path = str(out / "plan.safetensors")
     value = {"plan": path, "sites": len(made.edits), "bytes": made.bytes}
     emit(value, json_, lambda: path)
 
 
-def _stage(out: Path, config_file: Path | None, **given: Any) -> Any:
+def _stage(config: RunConfig, out: Path) -> AbstractContextManager[Run]:
+    chosen = _complete(config)
     from expunge.pipeline import Run, read_suite, settled
 
-    chosen = config_of(config_file, **given)
-    for name in ("forget", "retain"):
-        if not getattr(chosen, name):
-            raise InputError(f"--{name} is missing, expected a path or Hub id")
-    return Run(out, settled(chosen), read_suite(chosen))
+    return Run(out, settled(chosen), read_suite(chosen)).opened()
 
 
 @app.command()
@@ -239,6 +254,7 @@ def apply(
     plan_file: Annotated[Path, typer.Argument(help="Plan file.")],
     model: Model,
     out: Annotated[Path, typer.Option("--out", help="Folder of the edited checkpoint.")],
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code")] = False,
     json_: Json = False,
 ) -> None:
     """Carry a plan out and write the edited checkpoint."""
@@ -247,7 +263,7 @@ def apply(
     from expunge.plan import Plan
 
     chosen = Plan.load(plan_file)
-    loaded, processor = load(model)
+    loaded, processor = load(model, trust_remote_code=trust_remote_code)
     with applied(loaded, chosen) as edited:
         save_checkpoint(edited, processor, out)
     emit({"model": str(out), "sites": len(chosen.edits)}, json_, lambda: str(out))
@@ -276,25 +292,32 @@ def evaluate(
     neighbor: File = None,
     real: File = None,
     skills: File = None,
-    gold: Annotated[str | None, typer.Option(help="Checkpoint that never saw forget.")] = None,
+    gold: Gold = None,
     unlearned: Annotated[str | None, typer.Option(help="Edited checkpoint to compare.")] = None,
     plan_file: Annotated[Path | None, typer.Option("--plan", help="Plan to apply first.")] = None,
     data_format: Format = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write results.json.")] = None,
+    seed: Seed = None,
+    batch_size: BatchSize = None,
+    prompt_template: Template = None,
+    trust_remote_code: Trust = None,
+    out: Annotated[Path | None, typer.Option(help="File for the results, JSON.")] = None,
     json_: Json = False,
 ) -> None:
     """Only evaluate: vanilla, and where given the edited model and gold."""
+    chosen = config_of(None, dict(locals()))
+    if unlearned and plan_file:
+        raise InputError("--unlearned and --plan are both given, expected one of them")
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise InputError(f"--out is {out}, expected a file name in a folder that exists")
     from expunge.pipeline import evaluate_models, read_suite, write_json
     from expunge.text import results_table
 
-    given = {"forget": forget, "test": test, "retain": retain, "neighbor": neighbor,
-             "real": real, "skills": skills, "data_format": data_format, "model": model}  # fmt: skip
-    chosen = config_of(None, **given)
     models = {"vanilla": model, "unlearned": unlearned or plan_file, "gold": gold}
-    results = evaluate_models({k: v for k, v in models.items() if v}, read_suite(chosen))
+    given = {name: path for name, path in models.items() if path}
+    results = evaluate_models(given, read_suite(chosen), chosen)
     if out is not None:
         write_json(out, results)
-    emit(results, json_, lambda: results_table(results, out))
+    emit(results, json_, lambda: results_table(results, None))
 
 
 @app.command()
@@ -314,7 +337,7 @@ def report(
 def export_fiction(
     folder: Annotated[Path, typer.Argument(help="Folder to write.")],
     percent: Annotated[float, typer.Option(help="Share of the private people to forget.")] = 10,
-    group: Annotated[int, typer.Option(help="Which division; 0 is the one gold fits.")] = 0,
+    group: Annotated[int, typer.Option(min=0, help="Which division; 0 is the one gold fits.")] = 0,
     json_: Json = False,
 ) -> None:
     """Write the embedded world as images, JSONL and checkpoints."""
@@ -344,24 +367,33 @@ def main() -> None:
     quiet()
     try:
         code = app(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(_stopped() if code == 130 else code or 0)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_line(error)}", file=sys.stderr)
         sys.exit(2)
     except ExpungeError as error:
-        print(f"fault: {error}", file=sys.stderr)
+        print(f"fault: {_line(error)}", file=sys.stderr)
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_stopped())
     except Exception as error:
         sys.exit(_unexpected(error))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _stopped() -> int:
+    print("interrupted; run the same command again to go on", file=sys.stderr)
+    return 130
 
 
 def _unexpected(error: Exception) -> int:
     """Usage errors of the command line are the user's (2); anything else is ours (1)."""
     if hasattr(error, "format_message"):
-        print(f"error: {error.format_message()}", file=sys.stderr)
+        message = error.format_message()
+        print(message if message.startswith("Usage") else f"error: {message}", file=sys.stderr)
         return 2
     logging.getLogger("expunge").exception("this is a fault in expunge, please report it")
     return 1

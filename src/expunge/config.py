@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
 from expunge.errors import InputError, unknown
 
-DEFAULT_TOWERS = ("vision", "language")
+DTYPES = ("auto", "float16", "bfloat16", "float32", "float64")
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -85,25 +88,36 @@ class RunConfig:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Build from a mapping; an unknown key is an error that names the nearest one."""
-        names = {f.name for f in dataclasses.fields(cls)}
-        for name in values:
-            if name not in names:
-                raise unknown("configuration key", str(name), names)
-        given = dict(values)
-        if isinstance(given.get("towers"), list):
-            given["towers"] = tuple(given["towers"])
-        return cls(**given)
+        """Build from a mapping.
+
+        Raises:
+            InputError: A key that does not exist (the message names the nearest one), a value of
+                another type, or a figure out of range.
+        """
+        hints = get_type_hints(cls)
+        given = {}
+        for name, value in values.items():
+            if name not in hints:
+                raise unknown("configuration key", str(name), hints)
+            given[name] = _value(name, value, hints[name])
+        config = cls(**given)
+        _check_figures(config)
+        return config
 
     @classmethod
     def read(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
         """Read a YAML file; `overrides` win."""
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise InputError(f"{path} cannot be read as YAML: {error}") from error
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path} cannot be read as YAML: {reason}") from error
         if not isinstance(values, dict):
             raise InputError(f"{path} holds {type(values).__name__}, expected key: value lines")
+        try:
+            cls.of(values)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
         return cls.of({**values, **(overrides or {})})
 
     def as_dict(self) -> dict[str, Any]:
@@ -115,3 +129,51 @@ class RunConfig:
     def write(self, path: Path) -> None:
         """Write YAML."""
         path.write_text(yaml.safe_dump(self.as_dict(), sort_keys=False), encoding="utf-8")
+
+
+def _value(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the type of the key, or an `InputError`."""
+    allowed = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = [get_origin(kind) or kind for kind in allowed]
+    if float in kinds and str not in kinds and isinstance(value, str):
+        value = _number(value)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if tuple in kinds and isinstance(value, list | tuple):
+        if value and all(isinstance(v, str) and v for v in value):
+            return tuple(value)
+        raise InputError(f"{name} is {list(value)!r}, expected a list of names")
+    for kind, full in zip(kinds, allowed, strict=True):
+        if kind is Mapping and isinstance(value, Mapping):
+            inner = get_args(full)[1]
+            return {str(k): _value(f"{name}.{k}", v, inner) for k, v in value.items()}
+        if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+            return value
+    raise InputError(f"{name} is {value!r}, expected {_words(kinds)}")
+
+
+def _number(text: str) -> float | str:
+    """YAML reads 1e-6 as text; here it is the number that it looks like."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _words(kinds: list[Any]) -> str:
+    known = {**WORDS, tuple: "a list of names", Mapping: "a mapping", type(None): "nothing"}
+    return " or ".join(known[kind] for kind in kinds)
+
+
+def _check_figures(config: RunConfig) -> None:
+    wrong = {
+        "batch_size": config.batch_size < 1 and "at least 1",
+        "seed": config.seed < 0 and "at least 0",
+        "tau": not 0 <= config.tau < math.inf and "a number of at least 0",
+        "eps": not 0 < config.eps < math.inf and "a number above 0",
+    }
+    for name, expected in wrong.items():
+        if expected:
+            raise InputError(f"{name} is {getattr(config, name)}, expected {expected}")
+    if config.dtype not in DTYPES:
+        raise unknown("dtype", config.dtype, DTYPES)

@@ -17,13 +17,14 @@ from expunge.plan import Plan, SiteEdit
 from expunge.sites import Site, down_module, down_weight, find_sites
 
 SAMPLE = 4096
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(model: nn.Module) -> str:
     """Short hash of a model's weights.
 
-    Any change of any stored number changes it: each tensor enters with its shape, dtype, the
-    exact integer sum of its bytes as 16-bit words, and a strided sample; names do not, since
+    A change of any one stored number changes it: each tensor enters with its shape, dtype, the
+    exact sum of its numbers' bits read as integers, and a strided sample; names do not, since
     they differ between library versions.
     """
     digests = []
@@ -31,11 +32,7 @@ def fingerprint(model: nn.Module) -> str:
         if tensor.device.type == "meta":
             continue
         flat = tensor.detach().flatten()
-        raw = (
-            flat.contiguous().view(torch.uint8)
-            if flat.element_size() == 1
-            else (flat.contiguous().view(torch.int16))
-        )
+        raw = flat.contiguous().view(WORDS[flat.element_size()])
         step = max(1, flat.numel() // SAMPLE)
         summary = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
         summary.update(str(int(raw.sum(dtype=torch.int64))).encode())
@@ -81,7 +78,7 @@ def apply(model: nn.Module, plan: Plan, *, check: bool = True) -> Callable[[], N
 
     try:
         for key, edit in plan.edits.items():
-            undos.extend(_edit_site(model, sites[key], edit))
+            _edit_site(model, sites[key], edit, undos)
     except BaseException:
         undo()
         raise
@@ -109,43 +106,64 @@ def _sites_of(model: nn.Module, plan: Plan) -> dict[str, Site]:
             raise InputError(
                 f"the plan expects {width} neurons at {key}, this model has {known[key].width}"
             )
+        _check_fit(model, known[key], plan.edits[key])
     return known
 
 
-def _edit_site(model: nn.Module, site: Site, edit: SiteEdit) -> list[Callable[[], None]]:
-    undos = []
+def _check_fit(model: nn.Module, site: Site, edit: SiteEdit) -> None:
+    touched = edit.neurons()
+    if touched.numel() and not 0 <= int(touched[0]) <= int(touched[-1]) < site.width:
+        raise InputError(
+            f"the plan edits neurons {int(touched[0])} to {int(touched[-1])} of {site.key}, which"
+            f" has neurons 0 to {site.width - 1}; the plan is damaged"
+        )
+    if edit.steer is not None and site.kind == "expert":
+        raise InputError(f"{site.key} is one expert of many: it can be pruned, but not steered")
+    if edit.lowrank is not None:
+        a, b = edit.lowrank
+        wanted = tuple(down_weight(model, site).shape)
+        if (a.shape[0], b.shape[1]) != wanted or a.shape[1] != b.shape[0]:
+            raise InputError(
+                f"the plan's low-rank factors at {site.key} are {tuple(a.shape)} and"
+                f" {tuple(b.shape)}, which do not multiply to {wanted}; the plan is damaged"
+            )
+
+
+def _edit_site(
+    model: nn.Module, site: Site, edit: SiteEdit, undos: list[Callable[[], None]]
+) -> None:
+    """Edit one site; what undoes a change joins `undos` before the change is made."""
     if edit.lowrank is not None or edit.prune is not None or edit.scale is not None:
-        weight = down_weight(model, site)
-        undos.append(_edit_weight(weight, edit))
+        undos.append(_keeper(model, site, edit))
+        _edit_weight(down_weight(model, site), edit)
     if edit.steer is not None:
         undos.append(_steer(down_module(model, site), edit.steer))
-    return undos
 
 
-@torch.no_grad()
-def _edit_weight(weight: Tensor, edit: SiteEdit) -> Callable[[], None]:
-    columns = None
-    if edit.lowrank is None:
-        columns = edit.neurons().to(weight.device)
-    original = weight.clone() if columns is None else weight[:, columns].clone()
+def _keeper(model: nn.Module, site: Site, edit: SiteEdit) -> Callable[[], None]:
+    """Keep the columns that `edit` changes; returns what puts them back, wherever they then are."""
+    weight = down_weight(model, site)
+    columns = edit.neurons() if edit.lowrank is None else torch.arange(site.width)
+    original = weight[:, columns.to(weight.device)].clone()
+
+    def undo() -> None:
+        weight = down_weight(model, site)
+        weight[:, columns.to(weight.device)] = original.to(weight)
+
+    return undo
+
+
+def _edit_weight(weight: Tensor, edit: SiteEdit) -> None:
     if edit.lowrank is not None:
         exact = torch.promote_types(weight.dtype, torch.float32)
         a, b = (f.to(weight.device, exact) for f in edit.lowrank)
         weight.copy_((weight.to(exact) + a @ b).to(weight.dtype))
     if edit.scale is not None:
         index, factors = (t.to(weight.device) for t in edit.scale)
-        weight[:, index] = (weight[:, index].to(factors.dtype) * factors).to(weight.dtype)
+        exact = torch.promote_types(weight.dtype, factors.dtype)
+        weight[:, index] = (weight[:, index].to(exact) * factors).to(weight.dtype)
     if edit.prune is not None:
         weight[:, edit.prune.to(weight.device)] = 0
-
-    @torch.no_grad()
-    def undo() -> None:
-        if columns is None:
-            weight.copy_(original)
-        else:
-            weight[:, columns] = original
-
-    return undo
 
 
 def _steer(module: nn.Module, steer: tuple[Tensor, Tensor, Tensor]) -> Callable[[], None]:
@@ -163,8 +181,8 @@ def _steer(module: nn.Module, steer: tuple[Tensor, Tensor, Tensor]) -> Callable[
 def save_checkpoint(model: Any, processor: Any, folder: str | Path) -> Path:
     """Write model and processor as an ordinary checkpoint; the folder appears when complete."""
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} exists and is not empty; choose another folder or remove it")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder; choose another")
     temporary = folder.with_name(folder.name + ".partial")
     if temporary.exists():
         shutil.rmtree(temporary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.utils import logging as hf_logging
 
 from expunge.data import Example, load_image
 from expunge.errors import InputError
@@ -75,7 +77,8 @@ def load(
             if type(config) in AutoModelForImageTextToText._model_mapping
             else AutoModelForCausalLM
         )
-        model = auto.from_pretrained(model_id, dtype=dtype, **common, **options)
+        with quietly():
+            model = auto.from_pretrained(model_id, dtype=dtype, **common, **options)
         processor = load_processor(model_id, **common)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -83,6 +86,18 @@ def load(
     if "device_map" not in options:
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model.eval(), processor
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' progress bars inside the block."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def load_processor(model_id: str | Path, **options: Any) -> Any:

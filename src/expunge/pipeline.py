@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,17 +24,17 @@ from expunge.data import CONDITIONS, Example, Suite
 from expunge.edit import applied, fingerprint, save_checkpoint
 from expunge.errors import InputError, unknown
 from expunge.evaluate import evaluate
+from expunge.folder import claim, read_stats, refuse_other, replace_with, write_json, write_stats
+from expunge.importance import IMPORTANCE
 from expunge.methods import Evidence, Method
-from expunge.models import Prompter, load
+from expunge.models import Prompter, batches, check_checkpoint, load
 from expunge.plan import Plan
 from expunge.progress import Progress
 from expunge.selection import check_budget
 from expunge.sites import Site, down_weight, find_sites
-from expunge.stats import load_stats, save_stats
 from expunge.summary import summarise
 
 LIBRARIES = ("expunge", "torch", "transformers", "safetensors", "numpy")
-STATE = "run.json"
 
 
 def versions() -> dict[str, str]:
@@ -50,6 +51,10 @@ def settled(config: RunConfig) -> RunConfig:
         raise InputError(f"strength is {config.strength}, expected a number of at least 0")
     if not 0 < config.keep <= 1:
         raise InputError(f"keep is {config.keep}, expected a share above 0 and at most 1")
+    Counting(config.positions, config.unit, config.tau)
+    for name in config.importances or ():
+        if name not in IMPORTANCE:
+            raise unknown("importance", name, IMPORTANCE)
     return dataclasses.replace(
         config,
         towers=config.towers or method.towers,
@@ -66,7 +71,13 @@ def chosen_sites(model: Any, config: RunConfig) -> list[Site]:
     for tower in wanted:
         if tower not in present | {"vision", "audio", "connector", "language"}:
             raise unknown("tower", tower, present)
-    return [s for s in sites if s.tower in wanted and not s.dead]
+    live = [s for s in sites if s.tower in wanted and not s.dead]
+    if not live:
+        raise InputError(
+            f"no live site in {', '.join(wanted)}; this model has the towers"
+            f" {', '.join(sorted(present))}"
+        )
+    return live
 
 
 def gather(
@@ -240,13 +251,32 @@ class Run:
     def open(self) -> None:
         """Check everything that can be checked, then claim the folder."""
         check_sets(self.suite.sets["forget"], self.suite.sets["retain"], self.config)
-        chosen_sites(self.loaded[0], self.config)
-        state = {
+        state: dict[str, Any] = {
             "config": self.config.as_dict(),
             "data": {n: data.fingerprint(rows) for n, rows in self.suite.sets.items()},
         }
-        claim(self.folder, state)
+        refuse_other(self.folder, state)
+        if self.config.gold:
+            check_checkpoint(self.config.gold)
+        model = self.loaded[0]
+        chosen_sites(model, self.config)
+        for rows, condition in ((r, c) for r in self.suite.sets.values() for c in CONDITIONS):
+            first = next(([e] for e in rows if e.has(condition)), [])
+            list(batches(model, self.prompter, first, condition))
+        claim(self.folder, {**state, "weights": fingerprint(model)})
         self.config.write(self.folder / "config.yaml")
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Run]:
+        """Open; a new folder goes again if the input proves wrong before there is a plan."""
+        existed = self.folder.exists()
+        self.open()
+        try:
+            yield self
+        except InputError:
+            if not existed and not (self.folder / "plan.safetensors").exists():
+                shutil.rmtree(self.folder)
+            raise
 
     def collect(self) -> Evidence:
         """Statistics of forget and retain; neuron statistics are kept under stats/."""
@@ -259,8 +289,8 @@ class Run:
             if folder.is_dir() and not method.moments:
                 return evidence_of(model, sites, read_stats(folder), {})
             evidence = gather(model, self.prompter, sets, sites, self.config, method, self.progress)
-            if method.neurons:
-                write_stats(folder, evidence)
+            if method.neurons and not folder.is_dir():
+                write_stats(folder, evidence.neurons)
         return evidence
 
     def plan(self) -> Plan:
@@ -276,7 +306,7 @@ class Run:
             )
             if plan.scores:
                 scores = {k: v.double().contiguous() for k, v in plan.scores.items()}
-                _replace_with(self.folder / "scores.safetensors", lambda p: save_file(scores, p))
+                replace_with(self.folder / "scores.safetensors", lambda p: save_file(scores, p))
             plan.save(path)
         return plan
 
@@ -296,11 +326,7 @@ class Run:
             "models": models,
             "summary": summarise(models),
             "method": self.config.method,
-            "plan": {
-                "neurons": sum(int(i.numel()) for i in plan.neurons().values()),
-                "sites": len(plan.edits),
-                "bytes": plan.bytes,
-            },
+            "plan": extent(plan),
             "seconds": self._seconds(),
             "versions": versions(),
             "seed": self.config.seed,
@@ -316,13 +342,20 @@ class Run:
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
         model, processor = self.loaded if name != "gold" else self._load(str(self.config.gold))
-        total = sum(sum(c.values()) for c in self.suite.counts().values())
         with contextlib.ExitStack() as stack:
             if name == "unlearned":
                 stack.enter_context(applied(model, plan))
             stack.enter_context(self.timed("evaluate"))
-            tick = stack.enter_context(self.progress.task(f"evaluate {name}", total, adds=True))
-            figures = evaluate(
+            figures = self.ask(name, model, processor)
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, figures)
+        return figures
+
+    def ask(self, name: str, model: Any, processor: Any) -> dict[str, Any]:
+        """The figures of a model on the suite."""
+        total = sum(sum(c.values()) for c in self.suite.counts().values())
+        with self.progress.task(f"evaluate {name}", total, adds=True) as tick:
+            return evaluate(
                 model,
                 processor,
                 self.suite,
@@ -331,9 +364,6 @@ class Run:
                 seed=self.config.seed,
                 tick=tick,
             )
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, figures)
-        return figures
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -352,93 +382,59 @@ class Run:
         """Every stage that is not done yet, in order; returns the results."""
         from expunge.report import write_report
 
-        self.open()
-        plan = self.plan()
-        self.apply(plan)
-        results = self.evaluate(plan)
-        write_report(self.folder, show_content=self.config.show_content)
+        with self.opened():
+            plan = self.plan()
+            self.apply(plan)
+            results = self.evaluate(plan)
+            write_report(self.folder, show_content=self.config.show_content)
         return results
 
 
-def evaluate_models(models: Mapping[str, str | Path], suite: Suite) -> dict[str, Any]:
+def extent(plan: Plan) -> dict[str, int]:
+    """How much a plan changes: neurons, sites, and the size of its file's tensors in bytes."""
+    neurons = sum(int(i.numel()) for i in plan.neurons().values())
+    return {"neurons": neurons, "sites": len(plan.edits), "bytes": plan.bytes}
+
+
+def evaluate_models(
+    models: Mapping[str, str | Path], suite: Suite, config: RunConfig
+) -> dict[str, Any]:
     """Figures of several models on one suite, with a summary where there is an unlearned one.
 
     Args:
-        models: `vanilla`, `unlearned` (a checkpoint, or a plan file applied to vanilla) and
-            `gold` -> path or Hub id.
+        models: `vanilla`, `unlearned` (a checkpoint, or the Path of a plan file that is applied to
+            vanilla) and `gold` -> folder or Hub id.
         suite: What to ask.
+        config: Batch size, seed, prompt template, dtype, device and trust in remote code.
     """
+    if not suite.sets:
+        raise InputError("no question file is given, expected at least one, such as --forget")
+    plan = None
+    for path in models.values():
+        if isinstance(path, Path):
+            plan = Plan.load(path)
+        else:
+            check_checkpoint(path)
+    begun = time.perf_counter()
     found: dict[str, Any] = {}
     for name, path in models.items():
-        plan = Plan.load(path) if isinstance(path, Path) else None
-        model, processor = load(models["vanilla"] if plan else path)
-        with applied(model, plan) if plan else contextlib.nullcontext():
-            found[name] = evaluate(model, processor, suite)
-    results: dict[str, Any] = {"models": found, "versions": versions(), "seed": 0}
+        edit = plan if isinstance(path, Path) else None
+        source = str(models["vanilla"] if edit else path)
+        job = Run(Path(), dataclasses.replace(config, model=source), suite)
+        with applied(job.loaded[0], edit) if edit else contextlib.nullcontext():
+            found[name] = job.ask(name, *job.loaded)
+    results: dict[str, Any] = {"models": found}
     if "unlearned" in found:
         results["summary"] = summarise(found)
-        results["method"] = "given"
-        results["plan"] = {"neurons": 0, "sites": 0, "bytes": 0}
-    return results
-
-
-def claim(folder: Path, state: Mapping[str, Any]) -> None:
-    """Make the run folder, or make sure that it holds this very run."""
-    path = folder / STATE
-    if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(state)):
-            raise InputError(
-                f"{folder} holds another run (other settings or data); choose another --out or"
-                " remove it"
-            )
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and holds no expunge run; choose another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, state)
-    except OSError as error:
-        raise InputError(f"the run folder {folder} cannot be written: {error.strerror}") from error
-
-
-def write_stats(folder: Path, evidence: Evidence) -> None:
-    """Write neuron statistics, one file per set and condition; the folder appears when complete."""
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(exist_ok=True)
-    for (name, condition), stats in evidence.neurons.items():
-        about = {"set": name, "condition": condition}
-        save_stats(partial / f"{name}.{condition}.safetensors", dict(stats), about)
-    partial.replace(folder)
-
-
-def read_stats(folder: Path) -> dict[tuple[str, str], Any]:
-    """Read what `write_stats` wrote."""
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        stats, about = load_stats(path)
-        found[about["set"], about["condition"]] = stats
-    return found
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, then rename."""
-    text = json.dumps(value, indent=1, sort_keys=False, allow_nan=False)
-    _replace_with(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
-
-
-def _replace_with(path: Path, write: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    partial.replace(path)
+        results["method"] = plan.method if plan else None
+        results["plan"] = extent(plan) if plan else None
+    seconds = {"evaluate": time.perf_counter() - begun}
+    return {**results, "seconds": seconds, "versions": versions(), "seed": config.seed}
 
 
 def read_suite(config: RunConfig) -> Suite:
     """Read every question file that the configuration names."""
     paths = {n: getattr(config, n) for n in data.SETS}
     return Suite.of(
-        **{
-            name: data.read(path, format=config.data_format)
-            for name, path in paths.items()
-            if path is not None
-        }
+        **{name: data.read(path, format=config.data_format) for name, path in paths.items() if path}
     )

@@ -135,9 +135,9 @@ class Plan:
         return {"version": VERSION, **self.provenance, "sites": sites}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by `<site key>/<name>`."""
+        """Copies of all tensors by `<site key>/<name>`; none shares memory with another."""
         return {
-            f"{key}/{name}": tensor.detach().cpu().contiguous()
+            f"{key}/{name}": tensor.detach().cpu().contiguous().clone()
             for key, edit in self.edits.items()
             for name, tensor in edit.tensors().items()
         }
@@ -171,10 +171,16 @@ class Plan:
             raise InputError(f"{path} is not a safetensors file: {error}") from error
         if "expunge" not in metadata:
             raise InputError(f"{path} is not a plan: its header has no 'expunge' entry")
-        header = json.loads(metadata["expunge"])
-        if header.pop("version") != VERSION:
-            raise InputError(f"{path} was written by a newer expunge; update to read it")
-        return cls(*_edits(header.pop("sites"), named), provenance=header)
+        try:
+            header = json.loads(metadata["expunge"])
+            version = header.pop("version")
+            if version == VERSION:
+                return cls(*_edits(header.pop("sites"), named), provenance=header)
+        except (KeyError, ValueError, AttributeError) as error:
+            raise InputError(f"{path} is a damaged plan ({error}); make it again") from error
+        raise InputError(
+            f"{path} has plan version {version}, this expunge reads {VERSION}; update to read it"
+        )
 
     def __add__(self, other: Plan) -> Plan:
         """Compose two plans made for the same weights; the order does not matter."""
@@ -289,4 +295,5 @@ def _join_steer(
         off[i] = off.get(i, False) or o
     index = sorted(add)
     values = torch.tensor([add[i] for i in index], dtype=first[1].dtype)
-    return torch.tensor(index), values, torch.tensor([bool(off[i]) for i in index])
+    switched = torch.tensor([bool(off[i]) for i in index], dtype=torch.bool)
+    return torch.tensor(index, dtype=torch.int64), values, switched

@@ -50,14 +50,13 @@ class NeuronStats:
             z: Activations, any float dtype, [..., width].
             mask: Which positions count, bool [...]; None counts all.
         """
-        rows = counted(z, mask)
-        self.count += rows.shape[0]
+        rows = counted(z, mask, self.total.numel()).to(torch.float64)
         magnitude = rows.abs()
-        self.total += rows.sum(0, dtype=torch.float64)
-        self.absolute += magnitude.sum(0, dtype=torch.float64)
+        self.count += rows.shape[0]
+        self.total += rows.sum(0)
+        self.absolute += magnitude.sum(0)
         self.over += (magnitude > self.tau).sum(0)
-        exact = rows.to(torch.float64)
-        self.square += torch.linalg.vecdot(exact, exact, dim=0)
+        self.square += torch.linalg.vecdot(rows, rows, dim=0)
 
     @property
     def mean_abs(self) -> Tensor:
@@ -145,7 +144,7 @@ class SecondMoment:
 
         Half-precision activations are multiplied in float32.
         """
-        rows = counted(z, mask)
+        rows = counted(z, mask, self.outer.shape[0])
         if rows.dtype not in (torch.float32, torch.float64):
             rows = rows.float()
         self.count += rows.shape[0]
@@ -167,6 +166,10 @@ class SecondMoment:
 
     def merge(self, other: SecondMoment) -> SecondMoment:
         """The moment of both data sets together."""
+        if self.outer.shape != other.outer.shape:
+            raise InputError(
+                f"second moments of width {len(self.outer)} and {len(other.outer)} cannot be merged"
+            )
         return SecondMoment(self.count + other.count, self.outer + other.outer)
 
     def all_reduce(self) -> None:
@@ -175,12 +178,17 @@ class SecondMoment:
         self.count = _reduced_count(self.count, self.outer.device)
 
 
-def counted(z: Tensor, mask: Tensor | None) -> Tensor:
+def counted(z: Tensor, mask: Tensor | None, width: int) -> Tensor:
     """The rows of z [..., width] that count, [units, width]."""
+    if z.shape[-1] != width:
+        raise InputError(f"activations of width {z.shape[-1]} given, the site has {width} neurons")
     if mask is None:
-        return z.reshape(-1, z.shape[-1])
-    if mask.shape != z.shape[:-1]:
-        raise InputError(f"mask of shape {tuple(mask.shape)} does not fit {tuple(z.shape)}")
+        return z.reshape(-1, width)
+    if mask.shape != z.shape[:-1] or mask.dtype != torch.bool:
+        raise InputError(
+            f"the mask is {mask.dtype} of shape {tuple(mask.shape)}, expected bool of shape"
+            f" {tuple(z.shape[:-1])}"
+        )
     return z[mask]
 
 

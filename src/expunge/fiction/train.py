@@ -51,7 +51,7 @@ class Recipe:
 
 
 BASE = Recipe(steps=2000, rate=2e-3, people=0.4, public=1.0)
-TUNE = Recipe(steps=3000, rate=2e-3, people=0.8)
+TUNE = Recipe(steps=2400, rate=2e-3, people=0.8)
 
 Row = tuple[list[int], int, np.ndarray | None]  # token ids, answer start, pixels (3, 64, 64)
 

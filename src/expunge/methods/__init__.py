@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from expunge.errors import unknown
-from expunge.methods import manu, random
+from expunge.methods import filters, manu, random
 from expunge.methods.base import Evidence, Method, Outcome
 
-METHODS: dict[str, Method] = {m.name: m for m in (manu.METHOD, random.METHOD)}
+METHODS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        manu.METHOD,
+        filters.FILTER,
+        filters.DIRECTIONS,
+        filters.DIAGONAL,
+        random.METHOD,
+    )
+}
 
 
 def get(name: str) -> Method:

@@ -1,0 +1,164 @@
+"""The forget/retain filter: from two second moments to low-rank factors.
+
+C_f and C_r are uncentred second moments of what enters a down projection W [out, width], on the
+forget and the retain set. The directions u of the generalised eigenproblem C_f u = lambda C_r u,
+with u^T C_r u = 1, carry lambda times more forget than retain energy. Removing a share g of each
+gives W' = W (I - sum_i g_i C_r u_i u_i^T), and g = mu lambda / (1 + mu lambda) is the minimiser of
+
+    tr((W' - W) C_r (W' - W)^T) + mu tr(W' C_f W'^T).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from expunge.errors import InputError
+
+EXACT_WIDTH = 2048
+MAX_RANK = 256
+OVERSAMPLE = 16
+SWEEPS = 12
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Leading generalised eigen-directions of one site.
+
+    Attributes:
+        ratio: lambda, forget over retain energy, descending, [k].
+        read: u_i as rows, [k, width]; u_i^T z is how much of direction i is in z.
+        write: C_r u_i as columns, [width, k]; what removing direction i takes out of z.
+    """
+
+    ratio: Tensor
+    read: Tensor
+    write: Tensor
+
+    def top(self, number: int) -> Directions:
+        """The first `number` directions."""
+        return Directions(self.ratio[:number], self.read[:number], self.write[:, :number])
+
+
+def conditioned(retain: Tensor, ridge: float, floor: Tensor | float = 0.0) -> Tensor:
+    """C_r made positive definite: + ridge * median of its positive diagonal * I.
+
+    Args:
+        retain: Second moment [width, width], positive semi-definite.
+        ridge: Share of the median diagonal that is added.
+        floor: Least absolute amount added, for a site where nothing fired on retain.
+    """
+    diagonal = retain.diagonal()
+    alive = diagonal[diagonal > 0]
+    typical = alive.median() if alive.numel() else diagonal.new_tensor(0.0)
+    amount = ridge * typical + floor
+    tiny = torch.finfo(retain.dtype).eps * diagonal.abs().max().clamp_min(1e-30) * 10
+    return retain + torch.diag_embed(torch.full_like(diagonal, float(torch.max(amount, tiny))))
+
+
+def directions(
+    forget: Tensor, retain: Tensor, *, ridge: float = 0.3, number: int = MAX_RANK
+) -> Directions:
+    """Leading directions of C_f u = lambda (C_r + ridge) u.
+
+    Args:
+        forget: C_f [width, width].
+        retain: C_r [width, width]; may be rank-deficient.
+        ridge: Added to C_r, as a share of the median of its diagonal.
+        number: How many directions at most.
+
+    Returns:
+        Finite directions, whatever the rank of the moments; in the moments' dtype.
+
+    Raises:
+        InputError: Moments that are not finite.
+    """
+    if not (torch.isfinite(forget).all() and torch.isfinite(retain).all()):
+        raise InputError("a second moment is not finite; were the activations finite?")
+    floor = 1e-6 * float(forget.diagonal().max()) if forget.numel() else 0.0
+    base = conditioned(retain, ridge, floor)
+    factor = torch.linalg.cholesky(base)
+    number = min(number, forget.shape[0])
+    if forget.shape[0] <= EXACT_WIDTH:
+        ratio, vectors = _exact(forget, factor, number)
+    else:
+        ratio, vectors = _iterated(forget, factor, number)
+    read = torch.linalg.solve_triangular(factor.T, vectors, upper=True).T
+    return Directions(ratio, read.contiguous(), (factor @ vectors).contiguous())
+
+
+def _whitened(forget: Tensor, factor: Tensor) -> Tensor:
+    half = torch.linalg.solve_triangular(factor, forget, upper=False)
+    whole = torch.linalg.solve_triangular(factor, half.T, upper=False)
+    return (whole + whole.T) / 2
+
+
+def _exact(forget: Tensor, factor: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(_whitened(forget, factor))
+    values, vectors = values.flip(0)[:number], vectors.flip(1)[:, :number]
+    return values.clamp_min(0), vectors.contiguous()
+
+
+def _iterated(forget: Tensor, factor: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Block subspace iteration: no dense eigendecomposition of a large matrix."""
+    width, block = forget.shape[0], min(forget.shape[0], number + OVERSAMPLE)
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(width, block, generator=generator, dtype=forget.dtype).to(forget.device)
+
+    def multiply(x: Tensor) -> Tensor:
+        y = torch.linalg.solve_triangular(factor.T, x, upper=True)
+        return torch.linalg.solve_triangular(factor, forget @ y, upper=False)
+
+    for _ in range(SWEEPS):
+        basis = torch.linalg.qr(multiply(basis)).Q
+    small = basis.T @ multiply(basis)
+    values, rotation = torch.linalg.eigh((small + small.T) / 2)
+    values, rotation = values.flip(0)[:number], rotation.flip(1)[:, :number]
+    return values.clamp_min(0), basis @ rotation
+
+
+def shares(ratio: Tensor, mu: float, onset: float = 0.0) -> Tensor:
+    """How much of each direction the filter removes, in [0, 1): s / (1 + s), s = mu (ratio - onset)."""
+    strength = mu * (ratio - onset).clamp_min(0)
+    return strength / (1 + strength)
+
+
+def lowrank_edit(weight: Tensor, found: Directions, removed: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of W' - W = A B for removing a share of each direction.
+
+    Args:
+        weight: W [out, width].
+        found: k directions.
+        removed: Share of each direction to remove, [k]; 1 removes it, more than 1 reverses it.
+
+    Returns:
+        A [out, k] and B [k, width], float32.
+    """
+    exact = found.write.dtype
+    a = -(weight.to(exact) @ found.write) * removed.to(exact)
+    scale = a.norm(dim=0).clamp_min(1e-30).sqrt() / found.read.norm(dim=1).clamp_min(1e-30).sqrt()
+    return (a / scale).float(), (found.read * scale[:, None]).float()
+
+
+def compressed(a: Tensor, b: Tensor, energy: float = 1.0, rank: int = MAX_RANK) -> tuple[
+    Tensor, Tensor, float
+]:
+    """The best approximation of A B by rank, keeping at least `energy` of its squared norm.
+
+    Returns:
+        A' [out, r], B' [r, width] and the relative Frobenius error ||AB - A'B'|| / ||AB||.
+    """
+    qa, ra = torch.linalg.qr(a.double())
+    qb, rb = torch.linalg.qr(b.double().T)
+    u, s, vt = torch.linalg.svd(ra @ rb.T)
+    total = float((s**2).sum())
+    if total == 0:
+        return a[:, :0], b[:0], 0.0
+    cumulative = (s**2).cumsum(0) / total
+    kept = min(rank, int((cumulative < energy - 1e-12).sum()) + 1, s.numel())
+    root = s[:kept].sqrt()
+    error = float((s[kept:] ** 2).sum() / total) ** 0.5
+    left, right = qa @ u[:, :kept] * root, root[:, None] * (qb @ vt[:kept].T).T
+    return left.float(), right.float(), error
