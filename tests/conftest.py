@@ -16,7 +16,7 @@ import torch
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile(
-    "repeatable", deadline=None, derandomize=True, database=None, max_examples=40
+    "repeatable", deadline=None, derandomize=True, database=None, max_examples=30
 )
 hypothesis.settings.load_profile("repeatable")
 

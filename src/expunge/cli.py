@@ -14,6 +14,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from expunge.errors import ExpungeError, InputError, unknown
+from expunge.options import (
+    BatchSize,
+    Budget,
+    ConfigFile,
+    File,
+    Format,
+    Gold,
+    Json,
+    Keep,
+    MethodName,
+    Model,
+    Out,
+    Overlap,
+    Seed,
+    ShowContent,
+    Strength,
+    Template,
+    Tower,
+    Towers,
+    Trust,
+)
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -30,36 +51,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="The embedded world as files.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Out = Annotated[Path, typer.Option("--out", help="Run folder.")]
-Model = Annotated[str, typer.Option("--model", help="Checkpoint folder or Hub id.")]
-MethodName = Annotated[str | None, typer.Option("--method", help="See `expunge list methods`.")]
-Budget = Annotated[float | None, typer.Option(help="Share of the neurons to prune, 0 to 1.")]
-Strength = Annotated[float | None, typer.Option(help="Strength of a filter.")]
-Keep = Annotated[float | None, typer.Option(help="Share of held-out retain accuracy to keep.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
-Towers = Annotated[str | None, typer.Option(help="Towers to edit, comma-separated.")]
-Tower = Annotated[
-    list[str] | None, typer.Option(help="Declare a tower: name=path.to.module (repeatable).")
-]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
-ShowContent = Annotated[
-    bool | None, typer.Option("--show-content", help="Show forget-set content in the report.")
-]
-Format = Annotated[str | None, typer.Option("--format", help="See `expunge list formats`.")]
-File = Annotated[str | None, typer.Option(help="Question file.")]
-Gold = Annotated[str | None, typer.Option(help="Checkpoint that never saw forget.")]
-BatchSize = Annotated[int | None, typer.Option(help="Examples per forward pass.")]
-Template = Annotated[
-    str | None, typer.Option("--prompt-template", help="Instead of a chat template.")
-]
-Overlap = Annotated[
-    bool | None, typer.Option("--allow-overlap", help="Accept subjects in forget and retain.")
-]
-Trust = Annotated[
-    bool | None, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-]
 
 
 def quiet() -> None:
@@ -309,7 +300,8 @@ def evaluate(
         raise InputError("--unlearned and --plan are both given, expected one of them")
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise InputError(f"--out is {out}, expected a file name in a folder that exists")
-    from expunge.pipeline import evaluate_models, read_suite, write_json
+    from expunge.folder import write_json
+    from expunge.pipeline import evaluate_models, read_suite
     from expunge.text import results_table
 
     models = {"vanilla": model, "unlearned": unlearned or plan_file, "gold": gold}
@@ -331,6 +323,67 @@ def report(
 
     path = str(write_report(folder, show_content=show_content))
     emit({"report": path}, json_, lambda: path)
+
+
+@app.command()
+def attack(
+    folder: Annotated[Path, typer.Argument(help="Run folder.")],
+    kind: Annotated[
+        str | None, typer.Option(help="Attacks, comma-separated; all if not given.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Try to bring the forgotten back; figures go to attacks.json and the report."""
+    from expunge.attacks import attack_run
+    from expunge.text import attack_tables
+
+    done = attack_run(folder, kind.split(",") if kind else None)
+    emit(done, json_, lambda: attack_tables(done))
+
+
+@app.command()
+def compare(
+    methods: Annotated[str, typer.Option(help="Methods, comma-separated.")],
+    out: Out,
+    budgets: Annotated[
+        str | None, typer.Option(help="Budgets, comma-separated; each method's own if not given.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint; the embedded world if not given.")
+    ] = None,
+    forget: File = None,
+    retain: File = None,
+    test: File = None,
+    neighbor: File = None,
+    real: File = None,
+    skills: File = None,
+    gold: Gold = None,
+    strength: Strength = None,
+    keep: Keep = None,
+    data_format: Format = None,
+    seed: Seed = None,
+    batch_size: BatchSize = None,
+    prompt_template: Template = None,
+    allow_overlap: Overlap = None,
+    trust_remote_code: Trust = None,
+    config: ConfigFile = None,
+    json_: Json = False,
+) -> None:
+    """Run several methods on one task: one table, one picture; runs go on where they stopped."""
+    settings = config_of(config, dict(locals()))
+    from expunge.compare import compare as side_by_side
+    from expunge.compare import embedded, share_list
+    from expunge.pipeline import read_suite
+    from expunge.text import compare_table
+
+    shares = share_list(budgets)
+    if settings.model:
+        settings = _complete(settings)
+        suite = read_suite(settings)
+    else:
+        settings, suite = embedded(settings)
+    value = side_by_side(settings, suite, methods.split(","), out, budgets=shares)
+    emit(value, json_, lambda: compare_table(value["rows"], out))
 
 
 @data_app.command("export-fiction")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from expunge.data import Example
 from expunge.errors import InputError, unknown
-from expunge.models import Batch, Prompter, accepts, batches, placeholder_mask
+from expunge.experts import Hear, listening
+from expunge.models import Batch, Prompter, accepts, batches, input_device, placeholder_mask
 from expunge.sites import Site, down_module, find_sites
 from expunge.stats import NeuronStats, SecondMoment
 
 POSITIONS = ("all", "no_image", "answer")
 UNITS = ("token", "example")
-Receiver = Callable[[Site, Tensor], None]
+Receiver = Callable[[Site, Tensor, Tensor | None], None]
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,10 @@ class Counting:
 
     Attributes:
         positions: `all` that hold a token, `no_image` those that are no image placeholder,
-            `answer` those that predict a token of the answer; only for the language tower.
-        unit: `token`, or `example` (mean over an example's counted positions).
+            `answer` those that predict a token of the answer; only for the language tower, and
+            there not for the encoder of an encoder-decoder, which always counts all.
+        unit: `token`, or `example` (mean over an example's counted positions; an example that has
+            none is no unit).
         tau: |z| above which a neuron counts as active.
     """
 
@@ -53,51 +56,244 @@ class Statistics:
 
 @contextlib.contextmanager
 def record(model: nn.Module, sites: Sequence[Site], receive: Receiver) -> Iterator[None]:
-    """Within the block, `receive(site, z)` gets what enters each down projection.
+    """Within the block, `receive(site, z, tokens)` gets what enters each down projection.
 
     Args:
-        model: The model; it is not changed.
+        model: The model; what it says stays the same (experts: to rounding).
         sites: Where to listen.
-        receive: Called with the site and z, [..., width], detached.
+        receive: Called with the site, z [..., width] detached, and None; for an expert with z
+            [n, width] of the tokens routed to it and their positions in the flattened batch,
+            int64 [n].
     """
-    handles = []
-    try:
+    mixtures: dict[str, dict[int, Site]] = {}
+    with contextlib.ExitStack() as stack:
         for site in sites:
+            if site.kind == "expert" and site.expert is not None:
+                mixtures.setdefault(site.path, {})[site.expert] = site
+                continue
 
             def hook(_: nn.Module, inputs: tuple[Any, ...], site: Site = site) -> None:
-                receive(site, inputs[0].detach())
+                receive(site, inputs[0].detach(), None)
 
-            handles.append(down_module(model, site).register_forward_pre_hook(hook))
+            handle = down_module(model, site).register_forward_pre_hook(hook)
+            stack.callback(handle.remove)
+        if mixtures:
+            heard = {model.get_submodule(p): _hear(own, receive) for p, own in mixtures.items()}
+            stack.enter_context(listening(heard))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def position_mask(model: Any, batch: Batch, positions: str) -> Tensor:
-    """Which token positions count, bool [batch, length]."""
-    if positions == "no_image":
-        return batch.mask & ~placeholder_mask(model, batch.inputs["input_ids"])
+def _hear(sites: Mapping[int, Site], receive: Receiver) -> Hear:
+    def hear(expert: int, z: Tensor, tokens: Tensor) -> None:
+        if expert in sites:
+            receive(sites[expert], z.detach(), tokens)
+
+    return hear
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Which positions of a batch count.
+
+    Attributes:
+        language: Positions of the text, bool [batch, length].
+        decoder: Positions of a decoder beside an encoder of the text, bool [batch, length].
+        media: Masks of other inputs, bool [batch, anything], for towers whose tokens they fit.
+        exact: Whether some position must be left out, so that activations without a place in the
+            text cannot simply be counted.
+    """
+
+    language: Tensor
+    decoder: Tensor | None
+    media: tuple[Tensor, ...]
+    exact: bool
+
+    @classmethod
+    def of(cls, model: Any, batch: Batch, chosen: str, towers: Iterable[str]) -> Positions:
+        """The positions of a batch that are `chosen` (one of `POSITIONS`)."""
+        main = position_mask(model, batch, chosen, towers)
+        decodes = "decoder_input_ids" in batch.inputs
+        language = batch.mask if decodes else main
+        media = tuple(
+            value.bool()
+            for name, value in batch.inputs.items()
+            if name.endswith(("attention_mask", "features_mask"))
+            and name not in ("attention_mask", "decoder_attention_mask")
+            and value.ndim == 2
+        )
+        exact = chosen != "all" or not bool(main.all()) or not bool(language.all())
+        return cls(language, main if decodes else None, media, exact)
+
+    def mask(self, site: Site, z: Tensor) -> Tensor | None:
+        """What counts of z [..., width]; None is everything."""
+        if site.tower != "language":
+            fits = [m for m in self.media if m.shape == z.shape[:-1]]
+            return fits[0] if fits and "_query" not in site.path else None
+        if self.decoder is not None and ".decoder." in f".{site.path}":
+            return self.decoder
+        return self.language
+
+
+def position_mask(model: Any, batch: Batch, positions: str, towers: Iterable[str] = ()) -> Tensor:
+    """Which positions of `batch.tokens` count, bool [batch, length]."""
     if positions == "answer":
         predicts = torch.zeros_like(batch.answer)
         predicts[:, :-1] = batch.answer[:, 1:]
         return predicts
-    return batch.mask
+    whole = batch.decoder_mask if "decoder_input_ids" in batch.inputs else batch.mask
+    if positions == "no_image":
+        return whole & ~placeholder_mask(model, batch.tokens, towers)
+    return whole
 
 
-def pooled(z: Tensor, mask: Tensor | None, unit: str) -> Tensor:
-    """The counted units of z [batch, length, width] as rows, [units, width]."""
-    if mask is None and unit == "token":
-        return z.reshape(-1, z.shape[-1])
+def rows_of(
+    site: Site, z: Tensor, tokens: Tensor | None, positions: Positions, unit: str, examples: int
+) -> Tensor:
+    """The units of an activation that count, [units, width].
+
+    Args:
+        site: Where it was recorded.
+        z: The activation, [..., width].
+        tokens: Positions in the flattened batch of an expert's tokens, else None.
+        positions: Which positions count.
+        unit: One of `UNITS`.
+        examples: Examples in the batch.
+
+    Raises:
+        InputError: It cannot be told which units belong to which position or example.
+    """
+    mask = positions.mask(site, z)
+    if tokens is not None and mask is not None:
+        kept = mask.flatten()[tokens]
+        z, owner = z[kept], tokens[kept] // mask.shape[1]
+        return z if unit == "token" else _means(z, owner, examples)
+    if mask is not None and z.ndim == 2 and len(z) == mask.numel():
+        z = z.view(*mask.shape, -1)
+    if mask is not None and z.shape[:-1] != mask.shape:
+        if positions.exact:
+            raise InputError(
+                f"site {site.key} ({site.path}) gives {tuple(z.shape[:-1])} units for a text of"
+                f" {tuple(mask.shape)}, so padding cannot be told apart; use a batch size of 1 and"
+                " count all positions"
+            )
+        mask = None
     if unit == "token":
-        return z if mask is None else z[mask] if not bool(mask.all()) else z.flatten(0, -2)
-    weights = torch.ones(z.shape[:-1], device=z.device) if mask is None else mask
-    weights = weights.to(z.dtype if z.dtype == torch.float64 else torch.float32)
-    total = torch.einsum("bt,btw->bw", weights, z.to(weights.dtype))
-    return total / weights.sum(1, keepdim=True).clamp_min(1)
+        return z.flatten(0, -2) if mask is None or bool(mask.all()) else z[mask]
+    if examples > 1 and (z.ndim == 2 or len(z) != examples):
+        raise InputError(
+            f"site {site.key} ({site.path}) runs on {tuple(z.shape[:-1])} units for {examples}"
+            " examples, so an example's own cannot be told apart; use a batch size of 1"
+        )
+    whole = torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device) if mask is None else mask
+    each = z.reshape(examples, -1, z.shape[-1])
+    inside = whole.reshape(examples, -1)
+    return _means(each[inside], torch.nonzero(inside)[:, 0], examples)
+
+
+def _means(z: Tensor, owner: Tensor, examples: int) -> Tensor:
+    """Mean of the rows of z [n, width] per owner; owners without rows are left out, float64."""
+    total = torch.zeros(examples, z.shape[1], dtype=torch.float64, device=z.device)
+    total.index_add_(0, owner, z.double())
+    count = torch.bincount(owner, minlength=examples)
+    return total[count > 0] / count[count > 0, None]
 
 
 @torch.inference_mode()
+def collect_inputs(
+    model: Any,
+    feed: Iterable[Batch | Mapping[str, Tensor]],
+    *,
+    sites: Sequence[Site] | None = None,
+    condition: str = "multi",
+    neurons: bool = True,
+    moments: bool = False,
+    counting: Counting | None = None,
+    tick: Callable[[int], None] | None = None,
+) -> Statistics:
+    """Run ready model inputs and sum statistics at every site.
+
+    Sums run over counted units alone, so that they do not depend on batch size, padding or
+    order beyond float64 rounding.
+
+    Args:
+        model: The model, unchanged afterwards.
+        feed: Batches, or keyword arguments of `forward` as `Batch.of` takes them.
+        sites: Where to listen; all of the model's by default; dead sites are skipped.
+        condition: Under `text`, towers other than the language model need not run.
+        neurons: Collect `NeuronStats`.
+        moments: Collect `SecondMoment`.
+        counting: Which positions count, and the unit.
+        tick: Called with the number of examples done after each batch.
+
+    Returns:
+        The sums, an entry for every live site; an expert that no token was routed to has count 0.
+
+    Raises:
+        InputError: An expected site never ran, or positions cannot be told apart.
+    """
+    counting = counting or Counting()
+    live = [s for s in (find_sites(model) if sites is None else sites) if not s.dead]
+    towers = {s.tower for s in live}
+    found = Statistics()
+    now: dict[str, Any] = {}
+
+    def receive(site: Site, z: Tensor, tokens: Tensor | None) -> None:
+        rows = rows_of(site, z, tokens, now["positions"], counting.unit, now["examples"])
+        if neurons:
+            _neurons(found, site, counting.tau, rows.device).update(rows)
+        if moments:
+            _moments(found, site, rows.device).update(rows)
+
+    lean: dict[str, Any] = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
+    lean |= {"use_cache": False} if accepts(model, "use_cache") else {}
+    done = 0
+    with record(model, live, receive):
+        for each in feed:
+            batch = each if isinstance(each, Batch) else Batch.of(each, input_device(model))
+            now["positions"] = Positions.of(model, batch, counting.positions, towers)
+            now["examples"] = len(batch.mask)
+            model(**batch.inputs, **lean)
+            done += len(batch.mask)
+            if tick:
+                tick(done)
+    if done and (neurons or moments):
+        _check_fired(found, live, condition)
+    for site in live:
+        if neurons:
+            _neurons(found, site, counting.tau, torch.device("cpu"))
+        if moments:
+            _moments(found, site, torch.device("cpu"))
+    return found
+
+
+def _neurons(found: Statistics, site: Site, tau: float, device: torch.device) -> NeuronStats:
+    if site.key not in found.neurons:
+        found.neurons[site.key] = NeuronStats.zeros(site.width, tau, device)
+    return found.neurons[site.key]
+
+
+def _moments(found: Statistics, site: Site, device: torch.device) -> SecondMoment:
+    if site.key not in found.moments:
+        found.moments[site.key] = SecondMoment.zeros(site.width, device)
+    return found.moments[site.key]
+
+
+def _check_fired(found: Statistics, sites: Sequence[Site], condition: str) -> None:
+    """Raise for a site that never ran but must: under `text`, only a silent language model."""
+    ran = found.neurons.keys() | found.moments.keys()
+    expected = [s for s in sites if s.expert is None]
+    if condition == "text":
+        language = [s for s in expected if s.tower == "language"]
+        # cross-attention layers sleep without an image
+        expected = [] if any(s.key in ran for s in language) else language
+    for site in expected:
+        if site.key not in ran:
+            raise InputError(
+                f"site {site.key} ({site.path}) never ran under {condition}; if the model does not"
+                " use it, leave its tower out with --towers"
+            )
+
+
 def collect_statistics(
     model: Any,
     prompter: Prompter,
@@ -113,8 +309,8 @@ def collect_statistics(
 ) -> Statistics:
     """Run `examples` under `condition` and sum statistics at every site.
 
-    Sums run over counted units alone, so that they do not depend on batch size, padding or
-    order beyond float64 rounding. Rows without a form under `condition` are passed over.
+    Rows without a form under `condition` are passed over. Counting per example, images run one by
+    one, since a tower may pack those of several examples into one row.
 
     Args:
         model: The model, unchanged afterwards.
@@ -129,53 +325,22 @@ def collect_statistics(
         tick: Called with the number of examples done after each batch.
 
     Raises:
-        InputError: An expected site never ran.
+        InputError: See `collect_inputs`.
     """
-    counting = counting or Counting()
     usable = [e for e in examples if e.has(condition)]
-    live = [s for s in sites if not s.dead]
-    device = next(model.parameters()).device
-    found = Statistics()
-    masks: dict[str, Tensor] = {}
-    for site in live:
-        if neurons:
-            found.neurons[site.key] = NeuronStats.zeros(site.width, counting.tau, device)
-        if moments:
-            found.moments[site.key] = SecondMoment.zeros(site.width, device)
-
-    def receive(site: Site, z: Tensor) -> None:
-        language = site.tower == "language" and z.shape[:-1] == masks["language"].shape
-        if z.ndim == 2:
-            z = z[None]
-        rows = pooled(z, masks["language"] if language else None, counting.unit)
-        if neurons:
-            found.neurons[site.key].update(rows)
-        if moments:
-            found.moments[site.key].update(rows)
-
-    lean = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
-    done = 0
-    with record(model, live, receive):
-        for batch in batches(model, prompter, usable, condition, batch_size=batch_size):
-            masks["language"] = position_mask(model, batch, counting.positions)
-            model(**batch.inputs, **lean, use_cache=False)
-            done += len(batch.rows)
-            if tick:
-                tick(done)
-    if usable:
-        _check_fired(found, live, condition)
-    return found
-
-
-def _check_fired(found: Statistics, sites: Sequence[Site], condition: str) -> None:
-    sums: dict[str, Any] = {**found.moments, **found.neurons}
-    for site in sites:
-        silent = sums and sums[site.key].count == 0
-        if silent and (site.tower == "language" or condition == "multi") and site.kind != "expert":
-            raise InputError(
-                f"site {site.key} ({site.path}) never ran under {condition}; if the model does not"
-                " use it, leave its tower out with --towers"
-            )
+    apart = counting is not None and counting.unit == "example" and condition == "multi"
+    if apart and any(s.tower != "language" for s in sites):
+        batch_size = 1
+    return collect_inputs(
+        model,
+        batches(model, prompter, usable, condition, batch_size=batch_size),
+        sites=sites,
+        condition=condition,
+        neurons=neurons,
+        moments=moments,
+        counting=counting,
+        tick=tick,
+    )
 
 
 def collect(

@@ -60,8 +60,8 @@ def answer_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits that predict the answer tokens and what follows them.
 
     Returns:
-        Logits float32 [positions, vocabulary], and where they stand, bool [batch, length]: each
-        position predicts the token after it.
+        Logits [positions, vocabulary] in float32 or better, and where they stand, bool
+        [batch, length]: each position predicts the token after it.
     """
     at = batch.answer.clone()
     rows = torch.nonzero(batch.closing >= 0)[:, 0]
@@ -71,9 +71,13 @@ def answer_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     if accepts(model, "logits_to_keep"):
         columns = torch.nonzero(predicts.any(0))[:, 0]
         logits = model(**batch.inputs, logits_to_keep=columns, use_cache=False).logits
-        return logits[predicts[:, columns]].float(), predicts
+        return _exact(logits[predicts[:, columns]]), predicts
     logits = model(**batch.inputs, use_cache=False).logits
-    return logits[predicts].float(), predicts
+    return _exact(logits[predicts]), predicts
+
+
+def _exact(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @torch.inference_mode()
@@ -96,7 +100,7 @@ def teacher_forced(
         logits, predicts = answer_logits(model, batch)
         logp = logits.log_softmax(-1)
         where = torch.nonzero(predicts)
-        target = batch.inputs["input_ids"][where[:, 0], where[:, 1] + 1]
+        target = batch.tokens[where[:, 0], where[:, 1] + 1]
         token_logp = logp.gather(-1, target[:, None])[:, 0].cpu()
         best = logp.argmax(-1)
         hit = (best == target).cpu()
@@ -141,9 +145,11 @@ def generate(
             do_sample=False,
             pad_token_id=prompter.tokenizer.pad_token_id,
         )
-        length = batch.inputs["input_ids"].shape[1]
-        tail = out[:, length:] if out.shape[1] > length else out
-        words = prompter.tokenizer.batch_decode(tail, skip_special_tokens=True)
+        asked = batch.inputs["input_ids"]
+        length = asked.shape[1]
+        if out.shape[1] > length and torch.equal(out[:, :length], asked):
+            out = out[:, length:]
+        words = prompter.tokenizer.batch_decode(out, skip_special_tokens=True)
         for i, text in zip(batch.rows, words, strict=True):
             said[i] = text.strip()
         if tick:
@@ -178,9 +184,12 @@ def ask(
     choosing = [i for i, e in enumerate(usable) if e.task == "classification" and e.choices]
     picks = _choose(model, prompter, usable, choosing, forced, condition, batch_size)
     told = {
-        i: usable[i].answer
+        i: usable[i].answer.strip()
         for i, f in enumerate(forced)
-        if i not in picks and f.closed and bool(f.hits.all())
+        if i not in picks
+        and f.closed
+        and bool(f.hits.all())
+        and _continues(prompter, usable[i], condition)
     }
     rest = [i for i in range(len(usable)) if i not in picks and i not in told]
     said = generate(
@@ -196,6 +205,17 @@ def ask(
         _answered(e, f, picks[i] if i in picks else (told[i], None))
         for i, (e, f) in enumerate(zip(usable, forced, strict=True))
     ]
+
+
+def _continues(prompter: Prompter, example: Example, condition: str) -> bool:
+    """Whether the tokens of question and answer begin with those of the question alone."""
+    asked, told = (
+        prompter.tokenizer(
+            prompter.render(example, condition, answer), add_special_tokens=False
+        ).input_ids
+        for answer in (None, example.answer)
+    )
+    return list(told[: len(asked)]) == list(asked)
 
 
 def _choose(

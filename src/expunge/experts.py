@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from expunge.errors import InputError
 from expunge.sites.blocks import is_transposed
+from expunge.sites.weights import EDITABLE
 
 Hear = Callable[[int, Tensor, Tensor], None]
 """Called with the index of an expert, z [n, width], and which of the tokens these are, int64 [n]
@@ -62,17 +64,23 @@ def listening(heard: Mapping[nn.Module, Hear]) -> Iterator[None]:
 def _restore(before: list[tuple[Any, Any]], name: str) -> None:
     for config, implementation in reversed(before):
         config._experts_implementation = implementation
-    del ALL_EXPERTS_FUNCTIONS[name]
+    ALL_EXPERTS_FUNCTIONS.pop(name)
 
 
 def _check(module: nn.Module) -> None:
     """Raise `InputError` unless transformers' experts interface runs the module."""
-    if hasattr(module, "_apply_gate") and hasattr(module, "is_transposed"):
-        return
-    raise InputError(
-        f"the experts of {type(module).__name__} do not run through transformers' experts "
-        "interface, so their neurons cannot be heard; leave the language tower out with --towers"
-    )
+    kind, dtype = type(module).__name__, module.get_parameter("down_proj").dtype
+    if dtype not in EDITABLE:
+        raise InputError(
+            f"the weights of {kind} are {dtype}, expected floating-point numbers of 16 bits or"
+            " more; load the checkpoint unquantised"
+        )
+    if not (hasattr(module, "_apply_gate") and hasattr(module, "is_transposed")):
+        raise InputError(
+            f"{kind} does not run through transformers' experts interface, so"
+            " the neurons of its experts cannot be heard; leave the language tower out with"
+            " --towers"
+        )
 
 
 def _forward(
@@ -91,7 +99,7 @@ def _forward(
         The weighted sum of what the experts say, [tokens, out].
     """
     result = torch.zeros_like(hidden)
-    for expert in index.unique().tolist():
+    for expert in torch.unique(index).tolist():
         if expert >= len(module.down_proj):
             continue
         tokens, slots = torch.where(index == expert)
@@ -124,10 +132,13 @@ def _hook_dense(module: Any, hear: Hear) -> Callable[[], None]:
     """Listen to experts whose input is every token once per expert, [experts * tokens, in]."""
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        for expert, own in enumerate(inputs[0].view(len(module.down_proj), -1, inputs[0].shape[-1])):
+        for expert, own in enumerate(
+            inputs[0].view(len(module.down_proj), -1, inputs[0].shape[-1])
+        ):
             tokens = torch.nonzero(own.any(-1))[:, 0]
             if tokens.numel():
                 gate, up = (own[tokens] @ module.gate_up_proj[expert]).chunk(2, dim=-1)
                 hear(expert, up * module.act_fn(gate), tokens)
 
-    return module.register_forward_pre_hook(hook).remove
+    handle: RemovableHandle = module.register_forward_pre_hook(hook)
+    return handle.remove

@@ -11,38 +11,75 @@ from expunge.errors import InputError
 from expunge.stats import load_stats, save_stats
 
 STATE = "run.json"
+OUTPUTS = ("stats", "plan.safetensors", "model", "figures")
+
+
+# Settings and data that the files of a stage do not depend on: they may still change.
+FREE_WITH_FIGURES = {"show_content", "device"}
+FREE_WITH_PLAN = FREE_WITH_FIGURES | {"test", "neighbor", "real", "skills", "gold", "batch_size"}
+FREE_WITH_STATS = FREE_WITH_PLAN | {
+    "method", "budget", "strength", "keep", "importances", "per_tower", "eps", "seed",
+}  # fmt: skip
 
 
 def refuse_other(folder: Path, state: Mapping[str, Any]) -> None:
-    """Raise `InputError` unless the folder is free, or holds a run that agrees with `state`."""
+    """Raise `InputError` unless the folder is free, or what is done in it agrees with `state`.
+
+    Args:
+        folder: The run folder.
+        state: `config` and `data` (both mappings) and, where it is known, `weights`.
+    """
     path = folder / STATE
-    if path.is_file():
-        held, wanted = (_flat(json.loads(t)) for t in (path.read_text("utf-8"), json.dumps(state)))
-        differ = [k for k in sorted({*held, *wanted}) if held.get(k) != wanted.get(k)]
-        if "weights" not in wanted:
-            differ = [k for k in differ if k != "weights"]
-        if differ:
-            raise InputError(
-                f"{folder} holds another run (it differs in {', '.join(differ)}); choose another"
-                " --out or remove it"
-            )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and holds no expunge run; choose another --out")
+    if not path.is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} exists and holds no expunge run; choose another --out")
+        return
+    held = json.loads(path.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(state))
+    differ = [
+        f"{part} {name}"
+        for part in ("config", "data")
+        for name in sorted({*held[part], *wanted[part]})
+        if held[part].get(name) != wanted[part].get(name) and not _free(folder, name)
+    ]
+    if held["weights"] != wanted.get("weights", held["weights"]) and _done(folder):
+        differ.append("weights of the model")
+    if differ:
+        raise InputError(
+            f"{folder} holds another run (it differs in: {', '.join(differ)}); choose another"
+            " --out or remove it"
+        )
 
 
-def _flat(state: Mapping[str, Any]) -> dict[str, Any]:
-    parts = {k: v if isinstance(v, dict) else {"": v} for k, v in state.items()}
-    return {f"{k} {n}".strip(): v for k, part in parts.items() for n, v in part.items()}
+def _done(folder: Path) -> bool:
+    return any((folder / name).exists() for name in OUTPUTS)
 
 
-def claim(folder: Path, state: Mapping[str, Any]) -> None:
-    """Make the run folder, or make sure that it holds this very run."""
+def _free(folder: Path, name: str) -> bool:
+    """Whether nothing that is done in the folder depends on this setting or data set."""
+    if (folder / "figures").exists():
+        return name in FREE_WITH_FIGURES
+    if (folder / "plan.safetensors").exists() or (folder / "model").exists():
+        return name in FREE_WITH_PLAN
+    return name in FREE_WITH_STATS or not _done(folder)
+
+
+def claim(folder: Path, state: Mapping[str, Any]) -> bool:
+    """Make the run folder, or make sure that it holds this very run.
+
+    Returns:
+        Whether the folder's state is new or has changed.
+    """
     refuse_other(folder, state)
+    path, text = folder / STATE, as_json(state)
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / STATE, state)
+        write_json(path, state)
     except OSError as error:
         raise InputError(f"the run folder {folder} cannot be written: {error.strerror}") from error
+    return True
 
 
 def write_stats(folder: Path, neurons: Mapping[tuple[str, str], Any]) -> None:
@@ -64,10 +101,14 @@ def read_stats(folder: Path) -> dict[tuple[str, str], Any]:
     return found
 
 
+def as_json(value: Any) -> str:
+    """The text of a JSON file."""
+    return json.dumps(value, indent=1, sort_keys=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON under a temporary name, then rename."""
-    text = json.dumps(value, indent=1, sort_keys=False, allow_nan=False)
-    replace_with(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+    replace_with(path, lambda p: p.write_text(as_json(value), encoding="utf-8"))
 
 
 def replace_with(path: Path, write: Callable[[Path], object]) -> None:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import transformers
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-)
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from expunge.data import Example, load_image
 from expunge.errors import InputError
+from expunge.prompting import Prompter as Prompter
+from expunge.sites.find import AUTO
 
-PLACEHOLDERS = ("image_token_id", "image_token_index", "audio_token_id", "audio_token_index")
+MEDIA = ("image", "video", "audio", "speech")
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,8 @@ class Batch:
     Attributes:
         rows: Positions of the examples in the sequence they came from.
         inputs: What the model takes, on the model's device.
-        mask: Positions that hold a token, bool [batch, length].
-        answer: Positions that hold a token of the reference answer, bool [batch, length].
+        mask: Positions of the text that hold a token, bool [batch, length].
+        answer: Positions of `tokens` that hold a token of the reference answer, bool.
         closing: Position of the first token after the answer, or -1, int64 [batch].
     """
 
@@ -44,6 +43,61 @@ class Batch:
     answer: Tensor
     closing: Tensor
 
+    @property
+    def tokens(self) -> Tensor:
+        """What the model continues, int64 [batch, length]: the decoder's input where it has one."""
+        return self.inputs.get("decoder_input_ids", self.inputs.get("input_ids", self.mask))
+
+    @property
+    def decoder_mask(self) -> Tensor:
+        """Positions of the decoder's input that hold a token, bool [batch, length]."""
+        given = self.inputs.get("decoder_attention_mask")
+        return torch.ones_like(self.tokens, dtype=torch.bool) if given is None else given.bool()
+
+    @classmethod
+    def of(
+        cls,
+        inputs: Mapping[str, Tensor],
+        device: torch.device | None = None,
+        answer: Tensor | None = None,
+    ) -> Batch:
+        """A batch of ready inputs.
+
+        Args:
+            inputs: Keyword arguments of `forward`; of `input_ids` and `decoder_input_ids` at
+                least one. Without `attention_mask` every position holds a token.
+            device: Where to put them; None leaves them.
+            answer: Positions of the decoder's input, or else of `input_ids`, that hold a token of
+                the answer, bool [batch, length]; None is nowhere.
+
+        Raises:
+            InputError: There is no text, or a mask does not fit it.
+        """
+        ready = {k: v.to(device) if device is not None else v for k, v in inputs.items()}
+        ids = ready.get("input_ids", ready.get("decoder_input_ids"))
+        if ids is None:
+            raise InputError(
+                f"the inputs are {', '.join(ready) or 'empty'}, expected input_ids or"
+                " decoder_input_ids among them"
+            )
+        mask = ready.get("attention_mask") if "input_ids" in ready else None
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        told = ready.get("decoder_input_ids", ids)
+        answer = torch.zeros_like(told, dtype=torch.bool) if answer is None else answer
+        for name, given, wanted in (("attention_mask", mask, ids), ("answer", answer, told)):
+            if given.shape != wanted.shape:
+                raise InputError(
+                    f"{name} has shape {tuple(given.shape)}, expected {tuple(wanted.shape)}"
+                )
+        closing = torch.full((len(ids),), -1, device=ids.device)
+        return cls(list(range(len(ids))), ready, mask, answer.to(told.device), closing)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
+        """The batch on a device, with floating-point inputs in the model's dtype."""
+        inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
+        mask, answer, closing = (t.to(device) for t in (self.mask, self.answer, self.closing))
+        return Batch(self.rows, as_floats(inputs, dtype), mask, answer, closing)
+
 
 def load(
     model_id: str | Path,
@@ -51,6 +105,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
+    merge_adapter: bool = False,
     **options: Any,
 ) -> tuple[Any, Any]:
     """Load a checkpoint and its processor.
@@ -60,6 +115,8 @@ def load(
         dtype: Weight dtype; "auto" is what the checkpoint holds.
         device: Where the model goes; None is the first CUDA device if there is one.
         trust_remote_code: Run code that comes with the checkpoint.
+        merge_adapter: For a folder with a peft adapter: put it into the weights of its base model,
+            so that they can be edited; else statistics run through it and edits are refused.
         **options: Passed to `from_pretrained`, for instance `device_map`.
 
     Returns:
@@ -68,24 +125,70 @@ def load(
     Raises:
         InputError: No checkpoint there, no weights in it, or an architecture that is unknown.
     """
-    check_checkpoint(model_id)
+    base = adapter_base(model_id)
+    source = model_id if base is None else base
+    check_checkpoint(source)
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(model_id, **common)
-        auto = (
-            AutoModelForImageTextToText
-            if type(config) in AutoModelForImageTextToText._model_mapping
-            else AutoModelForCausalLM
-        )
+        config = AutoConfig.from_pretrained(source, **common)
+        auto = auto_class(config)
         with quietly():
-            model = auto.from_pretrained(model_id, dtype=dtype, **common, **options)
-        processor = load_processor(model_id, **common)
-    except (OSError, ValueError, KeyError) as error:
+            model, found = auto.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, **common, **options
+            )
+            _check_complete(source, model, found["missing_keys"])
+            model = model if base is None else _adapted(model, model_id, merge_adapter)
+        processor = load_processor(source, **common)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{model_id} cannot be loaded as a model: {first}") from error
+        where = "" if Path(source).exists() else "is no folder here and "
+        raise InputError(f"{source} {where}cannot be loaded as a model: {first}") from error
     if "device_map" not in options:
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            model.to(chosen)
+        except (RuntimeError, AssertionError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise InputError(f"the model cannot be put on device {chosen}: {first}") from error
     return model.eval(), processor
+
+
+def _check_complete(source: str | Path, model: Any, absent: Collection[str]) -> None:
+    """Refuse a checkpoint without all weights: the others would be random numbers."""
+    missing = {name for name, _ in model.named_parameters()} & set(absent)
+    if missing:
+        raise InputError(
+            f"{source} lacks {len(missing)} of its weights, such as {min(missing)}; expected a"
+            " complete checkpoint"
+        )
+
+
+def adapter_base(model_id: str | Path) -> str | None:
+    """The base model that a folder with a peft adapter names; None for any other folder."""
+    path = Path(model_id) / "adapter_config.json"
+    if not path.is_file() or (Path(model_id) / "config.json").is_file():
+        return None
+    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"{path} names no base_model_name_or_path; load the base model yourself")
+    return str(base)
+
+
+def _adapted(model: Any, folder: str | Path, merge: bool) -> Any:
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(model, str(folder))
+    return adapted.merge_and_unload() if merge else adapted
+
+
+def auto_class(config: Any) -> Any:
+    """The class that loads a generative model of this configuration."""
+    classes = [getattr(transformers, f"AutoModelFor{name}", None) for name in AUTO]
+    mapped = getattr(config, "auto_map", None) or {}
+    for auto in classes:
+        if auto is not None and (auto.__name__ in mapped or type(config) in auto._model_mapping):
+            return auto
+    return transformers.AutoModelForCausalLM
 
 
 @contextlib.contextmanager
@@ -104,6 +207,12 @@ def load_processor(model_id: str | Path, **options: Any) -> Any:
     """The processor of a checkpoint, or its tokenizer where it has no processor."""
     try:
         return AutoProcessor.from_pretrained(model_id, backend="pil", **options)
+    except (ImportError, AttributeError) as error:  # the latter: no library for videos
+        first = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"the processor of {model_id} cannot be built ({first}); install what it needs, for"
+            " processors that also take videos: pip install torchvision"
+        ) from error
     except (OSError, ValueError, TypeError):
         return AutoTokenizer.from_pretrained(model_id, **options)
 
@@ -118,99 +227,6 @@ def check_checkpoint(model_id: str | Path) -> None:
             raise InputError(f"{folder} holds a config but no weights (*.safetensors)")
     elif folder.is_absolute() or str(model_id).startswith(".") or str(model_id).count("/") != 1:
         raise InputError(f"there is no model folder {model_id}, and it is no Hub id (owner/name)")
-
-
-class Prompter:
-    """Renders examples as the processor's chat template does and encodes them.
-
-    Args:
-        processor: A processor, or a tokenizer for a text-only model.
-        system: Words of a system turn put before every question.
-        template: Prompt template with `{question}` (and `{image}` where the image token goes),
-            used instead of a chat template.
-    """
-
-    def __init__(
-        self, processor: Any, *, system: str | None = None, template: str | None = None
-    ) -> None:
-        self.processor = processor
-        self.tokenizer = getattr(processor, "tokenizer", processor)
-        self.system = system
-        self.template = template
-        if template is None and not getattr(processor, "chat_template", None):
-            raise InputError(
-                "the processor has no chat template; give one with --prompt-template, for example"
-                " 'USER: {image}{question} ASSISTANT: '"
-            )
-        if not getattr(self.tokenizer, "is_fast", False):
-            raise InputError(
-                "the tokenizer gives no token offsets (it is not a fast tokenizer), so answer"
-                " positions cannot be found; convert it to a tokenizer.json"
-            )
-
-    def render(self, example: Example, condition: str, answer: str | None = None) -> str:
-        """The conversation as text, ending where the answer starts, or after `answer`."""
-        words = example.prompt(condition)
-        if self.template is not None:
-            image = getattr(self.processor, "image_token", "<image>")
-            prompt = self.template.format(
-                question=words, image=image if condition == "multi" else ""
-            )
-            return prompt + (answer + (self.tokenizer.eos_token or "") if answer else "")
-        user: list[dict[str, Any]] = [{"type": "text", "text": words}]
-        if condition == "multi":
-            user.insert(0, {"type": "image"})
-        turns = [{"role": "user", "content": self._content(user)}]
-        if self.system:
-            system = [{"type": "text", "text": self.system}]
-            turns.insert(0, {"role": "system", "content": self._content(system)})
-        if answer is not None:
-            said = [{"type": "text", "text": answer}]
-            turns.append({"role": "assistant", "content": self._content(said)})
-        return str(
-            self.processor.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=answer is None
-            )
-        )
-
-    def _content(self, parts: list[dict[str, Any]]) -> Any:
-        if self.processor is self.tokenizer:
-            return " ".join(p["text"] for p in parts)
-        return parts
-
-    def answer_span(self, text: str, answer: str) -> tuple[int, int, int]:
-        """Where the answer's tokens lie, counted from the end of the encoded text.
-
-        Image placeholders expand before the answer, so counting from the end is exact.
-
-        Returns:
-            (first, last, closing): distance from the end of the answer's first token, of its
-            last token, and of the first token after it (0 if there is none).
-        """
-        start = text.rfind(answer.strip())
-        if start < 0:
-            raise InputError("the chat template changes the answer, so its tokens cannot be found")
-        stop = start + len(answer.strip())
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
-        inside = [i for i, (a, b) in enumerate(offsets) if b > start and a < stop and b > a]
-        length = len(offsets)
-        return length - inside[0], length - inside[-1], length - inside[-1] - 1
-
-    def encode(
-        self, texts: Sequence[str], images: Sequence[Any], *, side: str
-    ) -> dict[str, Tensor]:
-        """Tokenise and pad on `side`; images in the order of the texts, or empty."""
-        options = {
-            "padding": True,
-            "padding_side": side,
-            "add_special_tokens": False,
-            "return_tensors": "pt",
-        }
-        if self.processor is self.tokenizer or not images:
-            return dict(self.tokenizer(list(texts), **options))
-        return dict(self.processor(text=list(texts), images=[[i] for i in images], **options))
 
 
 def batches(
@@ -238,28 +254,126 @@ def batches(
         Batches; together they cover every example once.
     """
     told = [e.answer for e in examples] if answers is None else list(answers)
-    texts = [
-        prompter.render(e, condition, None if prompt_only else a)
-        for e, a in zip(examples, told, strict=True)
-    ]
+    prompts = [prompter.render(e, condition) for e in examples]
+    texts = prompts
+    if not prompt_only:
+        texts = [prompter.render(e, condition, a) for e, a in zip(examples, told, strict=True)]
     order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
-    side = "left" if prompt_only else "right"
-    device = next(model.parameters()).device
+
+    def encoded(rows: list[int]) -> Iterator[Batch]:
+        pictures = [examples[i].image for i in rows] if condition == "multi" else []
+        images = [load_image(each) for each in pictures if each is not None]
+        asked = [Asked(i, prompts[i], texts[i], None if prompt_only else told[i]) for i in rows]
+        if encodes_apart(model):
+            batch = encode_apart(prompter, asked, images, decoder_start(model))
+        else:
+            batch = encode_together(prompter, asked, images)
+        if len(rows) > 1 and _padded_media(batch.inputs):
+            for row in rows:
+                yield from encoded([row])
+        else:
+            yield batch.to(input_device(model), model.dtype)
+
     for at in range(0, len(order), batch_size):
-        rows = order[at : at + batch_size]
-        images = [load_image(examples[i].image) for i in rows] if condition == "multi" else []
-        inputs = prompter.encode([texts[i] for i in rows], images, side=side)
-        mask = inputs["attention_mask"].bool()
-        answer, closing = torch.zeros_like(mask), torch.full((len(rows),), -1)
-        if not prompt_only:
-            lengths = mask.sum(1).tolist()
-            for place, i in enumerate(rows):
-                first, last, after = prompter.answer_span(texts[i], told[i])
-                answer[place, lengths[place] - first : lengths[place] - last + 1] = True
-                closing[place] = lengths[place] - after if after else -1
-        inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-        inputs = as_floats(inputs, model.dtype)
-        yield Batch(rows, inputs, mask.to(device), answer.to(device), closing.to(device))
+        yield from encoded(order[at : at + batch_size])
+
+
+class Asked(NamedTuple):
+    """One question to encode: its row, prompt, whole conversation, and answer (None: leave out)."""
+
+    row: int
+    prompt: str
+    text: str
+    answer: str | None
+
+
+def encode_together(prompter: Prompter, asked: Sequence[Asked], images: Sequence[Any]) -> Batch:
+    """Encode for a model that reads the prompt and the answer as one text."""
+    side = "left" if asked[0].answer is None else "right"
+    starts = [
+        0 if a.answer is None else prompter.answer_start(a.prompt, a.text, a.answer) for a in asked
+    ]
+    texts, answers = [a.text for a in asked], None
+    if images and asked[0].answer is not None and prompter.takes_answers_apart:
+        answers = [str(a.answer).strip() for a in asked]
+        texts = [a.text[:start] for a, start in zip(asked, starts, strict=True)]
+    inputs = prompter.encode(texts, images, side=side, answers=answers)
+    mask = inputs["attention_mask"].bool()
+    answer, closing = torch.zeros_like(mask), torch.full((len(asked),), -1)
+    for place, (each, start) in enumerate(zip(asked, starts, strict=True)):
+        if each.answer is None:
+            continue
+        row = inputs["input_ids"][place][mask[place]].tolist()
+        whole, begin = (each.text, start) if answers is None else (each.answer.strip(), 0)
+        first, stop = prompter.locate(row, whole, begin, each.answer)
+        answer[place, first:stop] = True
+        closing[place] = stop if stop < len(row) else -1
+    if not images and prompter.takes_answers_apart:  # the prompt is read in both directions
+        inputs["token_type_ids"] = (answer.cumsum(1) > 0).long()
+    return Batch([a.row for a in asked], inputs, mask, answer, closing)
+
+
+def encode_apart(
+    prompter: Prompter, asked: Sequence[Asked], images: Sequence[Any], start: int
+) -> Batch:
+    """Encode prompts for an encoder, and answers behind the token `start` for its decoder.
+
+    Without answers the batch has no decoder input and serves to generate.
+    """
+    inputs = prompter.encode([a.prompt for a in asked], images, side="right")
+    mask = inputs["attention_mask"].bool()
+    rows, none = [a.row for a in asked], torch.full((len(asked),), -1)
+    if asked[0].answer is None:
+        return Batch(rows, inputs, mask, torch.zeros_like(mask), none)
+    tokenizer = prompter.tokenizer
+    told = [
+        [start, *tokenizer(str(a.answer).strip(), add_special_tokens=False).input_ids]
+        for a in asked
+    ]
+    length = max(len(ids) for ids in told) + 1
+    tokens = torch.full((len(told), length), tokenizer.pad_token_id)
+    decoded, answer, closing = tokens.bool() & False, tokens.bool() & False, none
+    for place, ids in enumerate(told):
+        tokens[place, : len(ids) + 1] = torch.tensor([*ids, tokenizer.eos_token_id])
+        decoded[place, : len(ids) + 1] = True
+        answer[place, 1 : len(ids)] = True
+        closing[place] = len(ids)
+    inputs |= {"decoder_input_ids": tokens, "decoder_attention_mask": decoded}
+    return Batch(rows, inputs, mask, answer, closing)
+
+
+def encodes_apart(model: Any) -> bool:
+    """Whether the model reads the prompt in an encoder and writes in a decoder."""
+    configs = (model.config, model.config.get_text_config())
+    return any(getattr(config, "is_encoder_decoder", False) for config in configs)
+
+
+def decoder_start(model: Any) -> int:
+    """The token that a decoder's input begins with."""
+    for config in (model.config, model.config.get_text_config(), model.generation_config):
+        token = getattr(config, "decoder_start_token_id", None)
+        if isinstance(token, int):
+            return token
+    raise InputError(
+        f"the configuration of {model.config.model_type} names no decoder_start_token_id, so"
+        " answers cannot be given to its decoder; add it to the config.json"
+    )
+
+
+def _padded_media(inputs: Mapping[str, Tensor]) -> bool:
+    """Whether pictures of several sizes were padded, so that a tower would count the padding."""
+    mask = inputs.get("pixel_attention_mask")
+    return mask is not None and not bool(mask.all())
+
+
+def input_device(model: Any) -> torch.device:
+    """Where the model's inputs go: the first device it computes on."""
+    placed = getattr(model, "hf_device_map", None) or {}
+    for device in placed.values():
+        if device not in ("cpu", "disk"):
+            return torch.device(device)
+    devices = {p.device for p in model.parameters()} - {torch.device("meta")}
+    return torch.device("cpu") if placed or not devices else next(model.parameters()).device
 
 
 def as_floats(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -270,17 +384,31 @@ def as_floats(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def placeholder_mask(model: Any, ids: Tensor) -> Tensor:
-    """Positions of `ids` [batch, length] that stand for an image or sound, bool."""
-    config = model.config
-    tokens = [getattr(config, name, None) for name in PLACEHOLDERS]
+def placeholder_mask(model: Any, ids: Tensor, towers: Iterable[str] = ()) -> Tensor:
+    """Positions of `ids` [batch, length] that stand for an image, a sound or a declared tower.
+
+    The configuration names them: ``image_token_id``, ``audio_token_index``, ``eeg_token_id``.
+    """
+    names = {f"{m}_token_{end}" for m in {*MEDIA, *towers} for end in ("id", "index")}
     mask = torch.zeros_like(ids, dtype=torch.bool)
-    for token in tokens:
-        if isinstance(token, int):
-            mask |= ids == token
+    for token in _named(model.config.to_dict(), names):
+        mask |= ids == token
     return mask
+
+
+def _named(config: Mapping[str, Any], names: Collection[str]) -> set[int]:
+    """Whole numbers under one of `names`, at any depth."""
+    found = set()
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= _named(value, names)
+        elif name in names and isinstance(value, int):
+            found.add(value)
+    return found
 
 
 def accepts(model: Any, name: str) -> bool:
     """Whether the model's forward pass takes an argument of this name."""
-    return name in inspect.signature(model.forward).parameters
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parameters = inspect.signature(inner.forward).parameters
+    return name in parameters

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +16,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import save_file
 
 from expunge import data, methods
+from expunge.bench import Bench
 from expunge.collect import Counting, collect_statistics
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS, Example, Suite
@@ -26,6 +29,7 @@ from expunge.errors import InputError, unknown
 from expunge.evaluate import evaluate
 from expunge.folder import claim, read_stats, refuse_other, replace_with, write_json, write_stats
 from expunge.importance import IMPORTANCE
+from expunge.judge import Judge
 from expunge.methods import Evidence, Method
 from expunge.models import Prompter, batches, check_checkpoint, load
 from expunge.plan import Plan
@@ -65,7 +69,8 @@ def settled(config: RunConfig) -> RunConfig:
 
 def chosen_sites(model: Any, config: RunConfig) -> list[Site]:
     """The live sites of the chosen towers; an unknown tower is an `InputError`."""
-    sites = find_sites(model, attention=config.attention, declared=config.towers_declared or None)
+    attention = config.attention or methods.get(config.method).attention
+    sites = find_sites(model, attention=attention, declared=config.towers_declared or None)
     present = {s.tower for s in sites}
     wanted = config.towers or methods.get(config.method).towers
     for tower in wanted:
@@ -92,6 +97,8 @@ def gather(
     """Collect what a method needs on forget and retain under both conditions."""
     neurons: dict[tuple[str, str], Any] = {}
     moments: dict[tuple[str, str], Any] = {}
+    if method.held_out:
+        sets = {**sets, **held_out(sets["retain"], method.held_out, config.seed)}
     for name, examples in sets.items():
         for condition in CONDITIONS:
             total = sum(e.has(condition) for e in examples)
@@ -112,15 +119,44 @@ def gather(
                     tick=tick,
                 )
             neurons[name, condition], moments[name, condition] = found.neurons, found.moments
-    return evidence_of(model, sites, neurons, moments)
+    bench = Bench(model, prompter, sets, sites, config, progress or Progress())
+    return evidence_of(bench, neurons, moments)
 
 
-def evidence_of(
-    model: Any, sites: Sequence[Site], neurons: Mapping[Any, Any], moments: Mapping[Any, Any]
-) -> Evidence:
-    """Bundle statistics with access to the model's down projections."""
-    by_key = {s.key: s for s in sites}
-    return Evidence(sites, neurons, moments, lambda key: down_weight(model, by_key[key]).detach())
+def held_out(
+    retain: Sequence[Example], share: float, seed: int
+) -> dict[str, list[Example]]:
+    """Divide the retain set by subject into `retain` and `held_out`; one subject stays whole."""
+    subjects = sorted({e.subject for e in retain})
+    number = min(len(subjects) - 1, math.ceil(share * len(subjects)))
+    order = np.random.default_rng([seed, 3]).permutation(len(subjects))[:number]
+    away = {subjects[i] for i in order}
+    return {
+        "retain": [e for e in retain if e.subject not in away],
+        "held_out": [e for e in retain if e.subject in away],
+    }
+
+
+def evidence_of(bench: Bench, neurons: Mapping[Any, Any], moments: Mapping[Any, Any]) -> Evidence:
+    """Bundle statistics with access to the model and its down projections."""
+    by_key = {s.key: s for s in bench.sites}
+
+    def weight(key: str) -> Any:
+        return down_weight(bench.model, by_key[key]).detach()
+
+    judge = None
+    if "held_out" in bench.sets:
+        judge = Judge(
+            bench.model,
+            bench.prompter,
+            by_key,
+            bench.sets["forget"],
+            bench.sets["held_out"] or bench.sets["retain"],
+            [*bench.sets["retain"], *bench.sets["held_out"]],
+            seed=bench.config.seed,
+            batch_size=2 * bench.config.batch_size,
+        )
+    return Evidence(bench.sites, neurons, moments, weight, bench, judge)
 
 
 def provenance(
@@ -169,6 +205,8 @@ def decide(
     origin = provenance(model, forget, retain, config)
     if outcome.notes:
         origin["notes"] = dict(outcome.notes)
+    if outcome.system_prompt:
+        origin["system_prompt"] = outcome.system_prompt
     return Plan(outcome.edits, sites, origin, outcome.scores)
 
 
@@ -263,8 +301,9 @@ class Run:
         for rows, condition in ((r, c) for r in self.suite.sets.values() for c in CONDITIONS):
             first = next(([e] for e in rows if e.has(condition)), [])
             list(batches(model, self.prompter, first, condition))
-        claim(self.folder, {**state, "weights": fingerprint(model)})
-        self.config.write(self.folder / "config.yaml")
+        new = claim(self.folder, {**state, "weights": fingerprint(model)})
+        if new or not (self.folder / "config.yaml").is_file():
+            replace_with(self.folder / "config.yaml", self.config.write)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Run]:
@@ -287,7 +326,8 @@ class Run:
         with self.timed("collect"):
             sets = {n: self.suite.sets[n] for n in ("forget", "retain")}
             if folder.is_dir() and not method.moments:
-                return evidence_of(model, sites, read_stats(folder), {})
+                bench = Bench(model, self.prompter, sets, sites, self.config, self.progress)
+                return evidence_of(bench, read_stats(folder), {})
             evidence = gather(model, self.prompter, sets, sites, self.config, method, self.progress)
             if method.neurons and not folder.is_dir():
                 write_stats(folder, evidence.neurons)
@@ -307,6 +347,9 @@ class Run:
             if plan.scores:
                 scores = {k: v.double().contiguous() for k, v in plan.scores.items()}
                 replace_with(self.folder / "scores.safetensors", lambda p: save_file(scores, p))
+            found = plan.provenance.get("notes", {}).get("search")
+            if found:
+                write_json(self.folder / "search.json", found)
             plan.save(path)
         return plan
 
@@ -346,20 +389,25 @@ class Run:
             if name == "unlearned":
                 stack.enter_context(applied(model, plan))
             stack.enter_context(self.timed("evaluate"))
-            figures = self.ask(name, model, processor)
+            system = plan.system_prompt if name == "unlearned" else None
+            figures = self.ask(name, model, processor, system)
         path.parent.mkdir(exist_ok=True)
         write_json(path, figures)
         return figures
 
-    def ask(self, name: str, model: Any, processor: Any) -> dict[str, Any]:
-        """The figures of a model on the suite."""
+    def ask(
+        self, name: str, model: Any, processor: Any, system: str | None = None
+    ) -> dict[str, Any]:
+        """The figures of a model on the suite, asked under a system prompt or none."""
         total = sum(sum(c.values()) for c in self.suite.counts().values())
         with self.progress.task(f"evaluate {name}", total, adds=True) as tick:
             return evaluate(
                 model,
                 processor,
                 self.suite,
-                prompter=Prompter(processor, template=self.config.prompt_template),
+                prompter=Prompter(
+                    processor, system=system, template=self.config.prompt_template
+                ),
                 batch_size=2 * self.config.batch_size,
                 seed=self.config.seed,
                 tick=tick,
@@ -422,7 +470,7 @@ def evaluate_models(
         source = str(models["vanilla"] if edit else path)
         job = Run(Path(), dataclasses.replace(config, model=source), suite)
         with applied(job.loaded[0], edit) if edit else contextlib.nullcontext():
-            found[name] = job.ask(name, *job.loaded)
+            found[name] = job.ask(name, *job.loaded, edit.system_prompt if edit else None)
     results: dict[str, Any] = {"models": found}
     if "unlearned" in found:
         results["summary"] = summarise(found)

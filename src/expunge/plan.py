@@ -121,6 +121,12 @@ class Plan:
         """Name of the method that made the plan."""
         return str(self.provenance.get("method", "unknown"))
 
+    @property
+    def system_prompt(self) -> str | None:
+        """Words of the system turn the edited model is asked under; several plans' one a line."""
+        parts = self.provenance.get("parts", [self.provenance])
+        return "\n".join(p["system_prompt"] for p in parts if p.get("system_prompt")) or None
+
     def neurons(self) -> dict[str, Tensor]:
         """Sorted indices of the neurons pruned, scaled or steered, by site key."""
         touched = {key: edit.neurons() for key, edit in self.edits.items()}
@@ -176,7 +182,7 @@ class Plan:
             version = header.pop("version")
             if version == VERSION:
                 return cls(*_edits(header.pop("sites"), named), provenance=header)
-        except (KeyError, ValueError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is a damaged plan ({error}); make it again") from error
         raise InputError(
             f"{path} has plan version {version}, this expunge reads {VERSION}; update to read it"

@@ -85,6 +85,8 @@ def directions(
         ratio, vectors = _exact(forget, factor, number)
     else:
         ratio, vectors = _iterated(forget, factor, number)
+    noise = torch.finfo(ratio.dtype).eps * forget.shape[0] * ratio.max()
+    ratio = torch.where(ratio > noise, ratio, torch.zeros_like(ratio))
     read = torch.linalg.solve_triangular(factor.T, vectors, upper=True).T
     return Directions(ratio, read.contiguous(), (factor @ vectors).contiguous())
 
@@ -142,9 +144,9 @@ def lowrank_edit(weight: Tensor, found: Directions, removed: Tensor) -> tuple[Te
     return (a / scale).float(), (found.read * scale[:, None]).float()
 
 
-def compressed(a: Tensor, b: Tensor, energy: float = 1.0, rank: int = MAX_RANK) -> tuple[
-    Tensor, Tensor, float
-]:
+def compressed(
+    a: Tensor, b: Tensor, energy: float = 1.0, rank: int = MAX_RANK
+) -> tuple[Tensor, Tensor, float]:
     """The best approximation of A B by rank, keeping at least `energy` of its squared norm.
 
     Returns:

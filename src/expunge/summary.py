@@ -34,15 +34,15 @@ def depth_of(vanilla: Figures, unlearned: Figures, gold: Figures | None) -> dict
     """Depth of forgetting by condition: over forget and test together, 1 is as deep as gold."""
     found: dict[str, float | None] = {}
     for condition in CONDITIONS:
-        sets = [s for s in ("forget", "test") if figure(vanilla, s, condition, "nll") is not None]
-        if not sets:
-            continue
-        means = [
-            None if m is None else _mean([figure(m, s, condition, "nll") for s in sets])
-            for m in (unlearned, vanilla, gold)
-        ]
-        found[condition] = metrics.depth(means[0], means[1], means[2])
+        after, before = nll_of(unlearned, condition), nll_of(vanilla, condition)
+        if after is not None and before is not None:
+            found[condition] = metrics.depth(after, before, nll_of(gold, condition))
     return found
+
+
+def nll_of(model: Figures | None, condition: str) -> float | None:
+    """Mean answer NLL over forget and test, each set counting once, or None."""
+    return _mean([figure(model, name, condition, "nll") for name in ("forget", "test")])
 
 
 def summarise(models: Mapping[str, Figures]) -> dict[str, Any]:

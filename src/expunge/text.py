@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +48,23 @@ def _summary_lines(results: Mapping[str, Any], summary: Mapping[str, Any]) -> st
         shown = {CONDITION_NAMES[c]: v for c, v in (values or {}).items() if v is not None}
         return ", ".join(f"{c} {v:.3f}" for c, v in shown.items()) or "not measured"
 
-    lines = [
-        f"method {results['method']}: {results['plan']['sites']} sites edited,"
-        f" {results['plan']['neurons']} neurons, plan of {results['plan']['bytes'] / 1e6:.2f} MB",
-        f"depth of forgetting (1 = gold): {by_condition(summary['depth'])}",
-        f"retain kept: {by_condition(summary['retain_kept'])}",
-        f"neighbor kept: {by_condition(summary['neighbor_kept'])}",
-    ]
+    plan, lines = results.get("plan"), []
+    if plan:
+        lines.append(
+            f"method {results['method']}: {plan['sites']} sites edited, {plan['neurons']} neurons,"
+            f" plan of {plan['bytes'] / 1e6:.2f} MB"
+        )
+    if "gold" in results["models"]:
+        lines.append(f"depth of forgetting (1 = gold): {by_condition(summary['depth'])}")
+    else:
+        lines.append("depth of forgetting: not measured, it needs a gold model (--gold)")
+    for name in ("retain", "neighbor"):
+        lines.append(f"{name} kept: {by_condition(summary[f'{name}_kept'])}")
     for name in ("real", "skills"):
         if summary.get(f"{name}_kept") is not None:
             lines.append(f"{name} kept: {summary[f'{name}_kept']:.3f}")
     if summary.get("collapsed"):
-        lines.append("WARNING: answers have collapsed, see the report")
+        lines.append("WARNING: answers have collapsed, see collapse in results.json")
     seconds = ", ".join(f"{k} {v:.1f} s" for k, v in results.get("seconds", {}).items())
     return "\n".join([*lines, f"seconds: {seconds}"])
 
@@ -75,6 +80,40 @@ def site_table(value: Mapping[str, Any]) -> str:
     head = f"{value['model_type']}: {len(rows)} sites, {total} live neurons"
     table = _table(["site", "kind", "neurons", "parameters", "down projection", ""], rows)
     return f"{head}\n\n{table}"
+
+
+def _figure(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def attack_tables(attacks: Mapping[str, Mapping[str, Any]]) -> str:
+    """The rows of every attack, each with its title and note."""
+    parts = []
+    for found in attacks.values():
+        rows = [[_figure(cell) for cell in row] for row in found["rows"]]
+        table = [_table(list(found["columns"]), rows)] if rows else []
+        parts.append("\n".join([found["title"], *table, found["note"]]))
+    return "\n\n".join(parts)
+
+
+def compare_table(rows: Sequence[Mapping[str, Any]], out: Path) -> str:
+    """Accuracy of every compared run by set and condition, and what each run costs."""
+    keys = [
+        (name, condition)
+        for name in SETS
+        for condition in CONDITIONS
+        if any(condition in row["accuracy"].get(name, {}) for row in rows)
+    ]
+    header = ["run", *(f"{n} {c}" for n, c in keys), "gap", "depth", "distance", "s", "MB", "front"]
+    lines = []
+    for row in rows:
+        cells = [row["accuracy"].get(n, {}).get(c, {}).get("value") for n, c in keys]
+        depths = [d for d in row["summary"]["depth"].values() if d is not None]
+        size = None if row["bytes"] is None else row["bytes"] / 1e6
+        last = [row["summary"]["modality_gap"], min(depths, default=None), row["distance"]]
+        figures = [*cells, *last, row["seconds"], size]
+        lines.append([row["name"], *map(_figure, figures), "yes" if row["front"] else ""])
+    return f"{_table(header, lines)}\nfiles: {out / 'compare.csv'}, compare.json, compare.svg"
 
 
 def _methods() -> dict[str, str]:

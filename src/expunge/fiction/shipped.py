@@ -6,15 +6,22 @@ import shutil
 from pathlib import Path
 
 from expunge.data import Suite, write_jsonl
-from expunge.errors import InputError, unknown
+from expunge.errors import ExpungeError, InputError, unknown
 from expunge.fiction.world import World
 
 FOLDER = Path(__file__).parent / "checkpoints"
 
 
+def checkpoints() -> list[str]:
+    """Names of the shipped checkpoints."""
+    return sorted(p.name for p in FOLDER.iterdir() if p.is_dir()) if FOLDER.is_dir() else []
+
+
 def checkpoint(name: str) -> Path:
     """Folder of a shipped checkpoint: `vanilla`, or `gold` (never saw the 10 % forget people)."""
-    known = sorted(p.name for p in FOLDER.iterdir() if p.is_dir())
+    known = checkpoints()
+    if not known:
+        raise ExpungeError(f"the package lacks its checkpoints in {FOLDER}; install it again")
     if name not in known:
         raise unknown("checkpoint", name, known)
     return FOLDER / name
@@ -32,16 +39,18 @@ def export(folder: str | Path, percent: float = 10, group: int = 0) -> list[str]
         The paths written: one per set, then one per checkpoint.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not empty; choose another folder")
+    world = World()
+    world.split(percent, group)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        sets = World().suite(percent, group)
+        sets = world.suite(percent, group)
         for name, rows in sets.items():
             write_jsonl(rows, partial / f"{name}.jsonl", f"images/{name}")
-        names = sorted(p.name for p in FOLDER.iterdir() if p.is_dir())
+        names = checkpoints()
         for name in names:
             shutil.copytree(checkpoint(name), partial / name)
         if folder.exists():

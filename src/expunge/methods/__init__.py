@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from expunge.errors import unknown
-from expunge.methods import filters, manu, random
+from expunge.methods import (
+    auto,
+    filters,
+    gradient,
+    manu,
+    manu_released,
+    prompting,
+    random,
+    saliency,
+    selective,
+    traits,
+)
 from expunge.methods.base import Evidence, Method, Outcome
 
 METHODS: dict[str, Method] = {
     m.name: m
     for m in (
+        auto.METHOD,
         manu.METHOD,
         filters.FILTER,
         filters.DIRECTIONS,
         filters.DIAGONAL,
+        manu_released.METHOD,
+        *selective.METHODS,
+        saliency.SALIENCY,
+        saliency.FISHER,
+        traits.METHOD,
+        *gradient.METHODS,
+        prompting.METHOD,
         random.METHOD,
     )
 }

@@ -12,6 +12,9 @@ from expunge.config import RunConfig
 from expunge.plan import SiteEdit
 from expunge.stats import NeuronStats, SecondMoment
 
+Measured = Mapping[tuple[str, str], Mapping[str, NeuronStats]]
+"""(set, condition) -> site key -> statistics."""
+
 
 class SiteLike(Protocol):
     """The part of a site that methods look at."""
@@ -25,12 +28,93 @@ class SiteLike(Protocol):
         """Module path of the down projection."""
 
     @property
+    def kind(self) -> str:
+        """`mlp`, `expert` or `attention`."""
+
+    @property
     def tower(self) -> str:
         """Tower the site is in."""
 
     @property
     def width(self) -> int:
         """Number of neurons."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A search over learning rates and steps; every objective gets the same one.
+
+    Attributes:
+        rates: Learning rates; each is one training run.
+        steps: Optimiser steps after which a run is looked at; each look is a candidate.
+        rank: Rank of the LoRA factors.
+        batch_size: Examples of each set per step.
+        held_out: Share of the retain subjects that are not trained on, to choose by.
+    """
+
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    steps: tuple[int, ...] = (10, 30, 90)
+    rank: int = 8
+    batch_size: int = 8
+    held_out: float = 0.25
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search over training runs chose.
+
+    Attributes:
+        factors: Site key -> (A [out, rank], B [rank, width]) to add to the down projection.
+        notes: The search: every candidate, the rule, the choice; JSON values.
+    """
+
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    notes: Mapping[str, Any]
+
+
+class Access(Protocol):
+    """The model behind the evidence, for methods that have to run it themselves."""
+
+    def measure(self, what: str, edits: Mapping[str, SiteEdit] | None = None) -> Measured:
+        """Statistics of every set under every condition, with `edits` applied meanwhile.
+
+        Args:
+            what: `neurons` z; `positive` max(z, 0) with tau = 0; `gates` the same of what the
+                activation function makes of the gate; `linears` outputs of the linear maps, keyed
+                `<site key>/<name>`; `attributions` z * dL/dz.
+            edits: What is edited while measuring; None is nothing.
+        """
+
+    def quantile(
+        self, data: str, level: float, chosen: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """The quantile of z over the counted units of one set, for the chosen neurons."""
+
+    def tune(self, objective: str, grid: Grid) -> Tuned:
+        """Train LoRA factors on the down projections by a gradient objective."""
+
+    def subjects(self, data: str) -> list[str]:
+        """Names of the subjects of a set, sorted."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one candidate edit does, by condition (`multi`, `text`).
+
+    Attributes:
+        recalled: Share of the forget questions whose reference answer is still the greedy one.
+        nll: Mean NLL of the reference answers to the forget questions, nats a token.
+        other_nll: Mean NLL of other subjects' answers put to the same questions. Where `nll` is
+            not below it, the reference answer is no likelier than a stranger's.
+        held_out: Share of the held-out retain questions still recalled.
+        held_out_nll: Mean NLL of their reference answers.
+    """
+
+    recalled: Mapping[str, float]
+    nll: Mapping[str, float]
+    other_nll: Mapping[str, float]
+    held_out: Mapping[str, float]
+    held_out_nll: Mapping[str, float]
 
 
 @dataclass
@@ -42,21 +126,33 @@ class Evidence:
         neurons: (set, condition) -> site key -> statistics; set is `forget` or `retain`.
         moments: (set, condition) -> site key -> second moment.
         weight: Returns the down projection of a site, [out, width].
+        access: The model, for methods that run it themselves.
+        judge: Carries edits out on the model for a moment and says what they do.
     """
 
     sites: Sequence[SiteLike]
     neurons: Mapping[tuple[str, str], Mapping[str, NeuronStats]] = field(default_factory=dict)
     moments: Mapping[tuple[str, str], Mapping[str, SecondMoment]] = field(default_factory=dict)
     weight: Callable[[str], Tensor] | None = None
+    access: Access | None = None
+    judge: Callable[[Mapping[str, SiteEdit]], Verdict] | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method decided: edits by site key, and the scores behind them."""
+    """What a method decided: edits by site key, and the scores behind them.
+
+    Attributes:
+        edits: Site key -> edit.
+        scores: Site key -> score [width].
+        notes: How the decision was made, for the plan's provenance; JSON values.
+        system_prompt: Words of a system turn the edited model is to be asked under.
+    """
 
     edits: Mapping[str, SiteEdit]
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    system_prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +165,8 @@ class Method:
         decide: Evidence and configuration -> outcome.
         neurons: Needs neuron statistics.
         moments: Needs second moments.
+        attention: Takes attention sites too, whatever the configuration says.
+        held_out: Share of the retain subjects left out of the statistics, to judge by.
         towers: Towers it edits unless told otherwise.
         budget: Default budget, or None if it has none.
         strength: Default strength, or None.
@@ -79,6 +177,8 @@ class Method:
     decide: Callable[[Evidence, RunConfig], Outcome]
     neurons: bool = False
     moments: bool = False
+    attention: bool = False
+    held_out: float = 0.0
     towers: tuple[str, ...] = ("vision", "language")
     budget: float | None = None
     strength: float | None = None
@@ -93,3 +193,15 @@ def stats_of(evidence: Evidence, data: str, condition: str, key: str) -> NeuronS
     """Neuron statistics of a site, or None where the condition never reaches it."""
     found = evidence.neurons.get((data, condition), {}).get(key)
     return found if found is not None and found.count else None
+
+
+def merged(measured: Measured, data: str, key: str) -> NeuronStats | None:
+    """Statistics of a site over both conditions of a set together, or None without any."""
+    known = [m for (name, _), sites in measured.items() if name == data and (m := sites.get(key))]
+    counted = [m for m in known if m.count]
+    if not counted:
+        return None
+    total = counted[0]
+    for other in counted[1:]:
+        total = total.merge(other)
+    return total

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from expunge.config import RunConfig
 from expunge.methods.base import Evidence, Method, Outcome, stats_of
 from expunge.plan import SiteEdit
+from expunge.stats import SecondMoment
 from expunge.subspace import Directions, compressed, directions, lowrank_edit, shares
 
 TOWERS = ("connector", "language")
@@ -17,13 +20,14 @@ RIDGE = 0.3
 ENERGY = 0.999
 
 
-def moment(evidence: Evidence, data: str, key: str) -> Tensor | None:
-    """Second moment of a site, both conditions weighted alike, [width, width] float64."""
-    found = [
-        m.mean.double()
-        for condition in ("multi", "text")
-        if (m := evidence.moments.get((data, condition), {}).get(key)) is not None and m.count
-    ]
+def moment(evidence: Evidence, sets: Sequence[str], key: str) -> Tensor | None:
+    """Second moment of a site on some sets, conditions weighted alike, [width, width] float64."""
+    found = []
+    for condition in ("multi", "text"):
+        parts = [evidence.moments.get((name, condition), {}).get(key) for name in sets]
+        known = [m for m in parts if m is not None and m.count]
+        if known:
+            found.append(reduce(SecondMoment.merge, known).mean.double())
     return sum(found[1:], found[0]) / len(found) if found else None
 
 
@@ -31,10 +35,10 @@ def site_directions(evidence: Evidence, ridge: float = RIDGE) -> dict[str, Direc
     """Generalised eigen-directions of every site that fired on the forget set."""
     found = {}
     for site in evidence.sites:
-        forget = moment(evidence, "forget", site.key)
+        forget = moment(evidence, ("forget",), site.key)
         if forget is None:
             continue
-        retain = moment(evidence, "retain", site.key)
+        retain = moment(evidence, ("retain",), site.key)
         found[site.key] = directions(
             forget, torch.zeros_like(forget) if retain is None else retain, ridge=ridge
         )
@@ -42,7 +46,7 @@ def site_directions(evidence: Evidence, ridge: float = RIDGE) -> dict[str, Direc
 
 
 def edits_for(
-    evidence: Evidence, found: dict[str, Directions], removed: dict[str, Tensor]
+    evidence: Evidence, found: Mapping[str, Directions], removed: Mapping[str, Tensor]
 ) -> dict[str, SiteEdit]:
     """Low-rank edits that remove the given share of each direction, rank chosen by energy."""
     assert evidence.weight is not None

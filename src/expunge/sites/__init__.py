@@ -8,11 +8,13 @@ block per layer, else the position in the tower).
 """
 
 from expunge.sites.blocks import Site
+from expunge.sites.families import FAMILIES
 from expunge.sites.find import describe, find_sites, inspect_config
 from expunge.sites.towers import towers
 from expunge.sites.weights import down_module, down_weight
 
 __all__ = [
+    "FAMILIES",
     "Site",
     "describe",
     "down_module",

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from expunge.errors import InputError
+from expunge.offload import kept_weight
 from expunge.sites.blocks import Site, is_transposed
 
 EDITABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -20,8 +21,8 @@ def down_weight(model: nn.Module, site: Site) -> torch.Tensor:
     """The weight of the down projection as a view ``(out, width)``; writing to it edits the model.
 
     Raises:
-        InputError: The weight is quantised, offloaded, sharded or wrapped by an adapter, or the
-            site is not one of this model's.
+        InputError: The weight is quantised, not in memory, sharded or wrapped by an adapter, or
+            the site is not one of this model's.
     """
     module = down_module(model, site)
     if hasattr(module, "base_layer"):
@@ -29,8 +30,12 @@ def down_weight(model: nn.Module, site: Site) -> torch.Tensor:
             f"{site.key}: {site.path} carries a PEFT adapter, so an edit of its base weight would "
             "leave part of the neuron; call merge_and_unload() on the model first."
         )
-    weight = module.down_proj if site.kind == "expert" else module.weight
+    name = "down_proj" if site.kind == "expert" else "weight"
+    weight = getattr(module, name)
     assert isinstance(weight, torch.Tensor)
+    if weight.device.type == "meta":
+        kept = kept_weight(module, name, write=True)
+        weight = weight if kept is None else kept
     _require_editable(weight, site)
     view = weight.detach()
     if site.kind == "expert":
@@ -50,7 +55,7 @@ def _require_editable(weight: torch.Tensor, site: Site) -> None:
     where = f"{site.key}: the weight of {site.path}"
     if weight.device.type == "meta":
         raise InputError(
-            f"{where} is not in memory (meta or offloaded); load the model whole, without offload."
+            f"{where} is not in memory (it is on the meta device); load the model whole."
         )
     kind = type(weight.data)
     if kind is not torch.Tensor or weight.dtype not in EDITABLE:

@@ -1,0 +1,178 @@
+"""Fine-tuning after unlearning: does knowledge come back faster than gold would learn it?"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from expunge import metrics
+from expunge.attacks.base import ASKED_WITH, Attack, Candidate, Context, Result
+from expunge.data import CONDITIONS, Example
+from expunge.evaluate import answer_logits
+from expunge.models import batches
+from expunge.probe_set import ProbeSet
+
+STEPS = (0, 5, 10, 20, 50, 100)
+BATCH = 16
+FEW = 0.1
+RATE = 1e-3  # for a million parameters
+
+Split = tuple[list[Example], list[Example]]  # questions to learn from, questions to measure on
+
+
+def rate_for(model: Any) -> float:
+    """Learning rate: 1e-3 at a million parameters, falling with the root of their number."""
+    parameters = sum(p.numel() for p in model.parameters())
+    return RATE / math.sqrt(max(1.0, parameters / 1e6))
+
+
+def fact(example: Example) -> tuple[str, str]:
+    """What an example would give away: its subject with its answer."""
+    return example.subject, metrics.normalise(example.answer)
+
+
+def splits(context: Context) -> dict[str, Split]:
+    """What to learn from and what to measure on; no fact is in both.
+
+    `other facts` learns half of the forget facts and measures the other half, `retain only` learns
+    nothing of the forget set, `few subjects` learns all about a tenth of the forget subjects. A
+    split with nothing to learn, or nothing to measure, is left out.
+    """
+    sets = context.suite.sets
+    forget = list(sets["forget"])
+    asked = [*forget, *sets.get("test", ())]
+    draw = random.Random(context.seed)
+    facts = sorted({fact(e) for e in asked})
+    told = set(draw.sample(facts, len(facts) // 2))
+    subjects = sorted({e.subject for e in forget})
+    few = set(draw.sample(subjects, math.ceil(FEW * len(subjects))))
+    found = {
+        "other facts": (
+            [e for e in forget if fact(e) in told],
+            [e for e in asked if fact(e) not in told],
+        ),
+        "retain only": (list(sets.get("retain", ())), asked),
+        "few subjects": (
+            [e for e in forget if e.subject in few],
+            [e for e in asked if e.subject not in few],
+        ),
+    }
+    return {k: (a, _open(b)) for k, (a, b) in found.items() if a and b}
+
+
+def _open(examples: Sequence[Example]) -> list[Example]:
+    """The questions without choices, whose recall cannot be guessed; all where there are none."""
+    found = [e for e in examples if not e.choices]
+    return found or list(examples)
+
+
+def learn(
+    model: Any, candidate: Candidate, examples: Sequence[Example], steps: range, seed: int
+) -> Iterator[int]:
+    """Take optimiser steps on the model in place, yielding after each.
+
+    AdamW on all weights without decay, `BATCH` questions a step, the conditions in turn; the loss
+    is the mean over answer tokens and the end. Step n asks the same questions for one seed.
+
+    Yields:
+        The number of steps done.
+    """
+    weights = [p for p in model.parameters() if p.is_floating_point()]
+    for weight in weights:
+        weight.requires_grad_(True)
+    optimiser = torch.optim.AdamW(weights, lr=rate_for(model), weight_decay=0.0)
+    pools = [p for c in CONDITIONS if (p := [(e, c) for e in examples if e.has(c)])]
+    draw = random.Random(seed)
+    for step in steps:
+        pool = pools[step % len(pools)]
+        chosen = draw.sample(pool, min(BATCH, len(pool)))
+        condition = chosen[0][1]
+        rows = [e for e, _ in chosen]
+        for batch in batches(model, candidate.prompter, rows, condition, batch_size=BATCH):
+            logits, predicts = answer_logits(model, batch)
+            where = torch.nonzero(predicts)
+            target = batch.inputs["input_ids"][where[:, 0], where[:, 1] + 1]
+            optimiser.zero_grad(set_to_none=True)
+            torch.autograd.backward(cross_entropy(logits, target))
+            optimiser.step()
+        yield step + 1
+
+
+def curves(
+    context: Context, candidate: Candidate, split: Split, steps: Sequence[int] = STEPS
+) -> dict[str, list[float]]:
+    """Recall by condition at each of `steps` while a copy of the model is fine-tuned."""
+    train, measured = split
+    twin = copy.deepcopy(candidate.model)
+    probes = {}
+    for condition in CONDITIONS:
+        rows = context.draw([e for e in measured if e.has(condition)])
+        if rows:
+            probes[condition] = ProbeSet(
+                twin, candidate.prompter, rows, condition, batch_size=context.batch_size
+            )
+    found = {c: [p.run(twin).accuracy] for c, p in probes.items()}
+    for done in learn(twin, candidate, train, range(steps[-1]), context.seed):
+        if done in steps:
+            for condition, probe in probes.items():
+                found[condition].append(probe.run(twin).accuracy)
+    return found
+
+
+def areas(
+    found: Mapping[str, Mapping[str, Sequence[float]]], steps: Sequence[int]
+) -> dict[str, float | None]:
+    """Mean lead over gold by condition, from model -> condition -> curve."""
+    gold = found.get("gold", {})
+    return {c: metrics.recovery_area(steps, u, gold.get(c)) for c, u in found["unlearned"].items()}
+
+
+def run(context: Context, steps: Sequence[int] = STEPS) -> Result:
+    """Fine-tune copies of unlearned and gold in three ways."""
+    rows: list[list[Any]] = []
+    lines: dict[str, list[list[float]]] = {}
+    figures: dict[str, float | None] = {}
+    for name, split in splits(context).items():
+        known = curves(context, context.models["vanilla"], split, (0,))
+        found = {
+            k: curves(context, c, split, steps) for k, c in context.models.items() if k != "vanilla"
+        }
+        for condition, unlearned in found["unlearned"].items():
+            gold = found.get("gold", {}).get(condition, [None] * len(steps))
+            for step, ours, theirs in zip(steps, unlearned, gold, strict=True):
+                label = ASKED_WITH[condition]
+                rows.append([name, label, step, known[condition][0], ours, theirs])
+        for model, by_condition in found.items():
+            means = [sum(v) / len(v) for v in zip(*by_condition.values(), strict=True)]
+            lines[f"{name}, {model}"] = [list(p) for p in zip(steps, means, strict=True)]
+        for condition, area in areas(found, steps).items():
+            figures[f"area above gold, {name}, {ASKED_WITH[condition]}"] = area
+    return {
+        "title": "Relearning",
+        "columns": ["learned from", "asked with", "steps", "vanilla", "unlearned", "gold"],
+        "rows": rows,
+        "curves": lines,
+        "note": _note(context, figures),
+        "figures": figures,
+    }
+
+
+def _note(context: Context, figures: Mapping[str, float | None]) -> str:
+    rate = rate_for(context.models["unlearned"].model)
+    told = [f"{name} {area:+.3f}" for name, area in figures.items() if area is not None]
+    return (
+        "Share of open questions on facts that were not learned again whose every answer token is"
+        " the arg max, while copies are fine-tuned on: the other half of the forget facts; retain;"
+        f" all about a tenth of the forget subjects. AdamW on all weights, rate {rate:.1e}, {BATCH}"
+        " questions a step, the conditions in turn; vanilla is not fine-tuned; curves are means of"
+        f" both conditions. {'; '.join(told) or 'No gold, so no area above it'}."
+    )
+
+
+ATTACK = Attack("relearn", "fine-tuning on other forget facts, on retain, on few subjects", run)

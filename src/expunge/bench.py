@@ -1,0 +1,142 @@
+"""What a method may ask of the model: measure again under edits, train, name the subjects."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from torch import Tensor
+
+from expunge.collect import Counting, collect_statistics
+from expunge.config import RunConfig
+from expunge.data import CONDITIONS, Example
+from expunge.edit import applied
+from expunge.errors import unknown
+from expunge.gradients import collect_attributions
+from expunge.measure import collect_quantile, collect_taps, taps_of
+from expunge.methods.base import Grid, Tuned
+from expunge.models import Batch, Prompter, batches
+from expunge.plan import Plan, SiteEdit
+from expunge.progress import Progress
+from expunge.sites import Site
+from expunge.stats import NeuronStats
+from expunge.tune import Search
+
+MEASURES = ("neurons", "positive", "gates", "linears", "attributions")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The model with the sets, for methods that run it themselves (`methods.base.Access`).
+
+    Attributes:
+        model: The vanilla model; as before after every call.
+        prompter: How conversations are rendered.
+        sets: `forget` and `retain`.
+        sites: The live sites of the chosen towers.
+        config: Counting, batch size, `keep` and seed.
+        progress: Where to show progress.
+    """
+
+    model: Any
+    prompter: Prompter
+    sets: Mapping[str, Sequence[Example]]
+    sites: Sequence[Site]
+    config: RunConfig
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def counting(self) -> Counting:
+        """Which positions count, and the unit."""
+        return Counting(self.config.positions, self.config.unit, self.config.tau)
+
+    def measure(
+        self, what: str, edits: Mapping[str, SiteEdit] | None = None
+    ) -> dict[tuple[str, str], dict[str, NeuronStats]]:
+        """See `methods.base.Access.measure`."""
+        if what not in MEASURES:
+            raise unknown("measure", what, MEASURES)
+        found = {}
+        with self._edited(edits or {}):
+            for name, rows in self.sets.items():
+                for condition in CONDITIONS:
+                    usable = [e for e in rows if e.has(condition)]
+                    if usable:
+                        found[name, condition] = self._measured(what, usable, condition)
+        return found
+
+    def quantile(self, data: str, level: float, chosen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `methods.base.Access.quantile`."""
+
+        def feed() -> Iterator[Batch]:
+            return chain.from_iterable(
+                self._batches([e for e in self.sets[data] if e.has(c)], c) for c in CONDITIONS
+            )
+
+        return collect_quantile(self.model, feed, self.sites, chosen, level, self.counting)
+
+    def tune(self, objective: str, grid: Grid) -> Tuned:
+        """See `methods.base.Access.tune`."""
+        steps = len(grid.rates) * max(grid.steps)
+        with self.progress.task(f"train {objective}", steps, adds=True) as tick:
+            search = Search(
+                self.model,
+                self.prompter,
+                self.sets["forget"],
+                self.sets["retain"],
+                self.sites,
+                objective,
+                grid,
+                keep=self.config.keep,
+                seed=self.config.seed,
+                batch_size=self.config.batch_size,
+                tick=tick,
+            )
+            return search.run()
+
+    def subjects(self, data: str) -> list[str]:
+        """See `methods.base.Access.subjects`."""
+        return sorted({e.subject for e in self.sets[data]})
+
+    def _measured(
+        self, what: str, rows: Sequence[Example], condition: str
+    ) -> dict[str, NeuronStats]:
+        reached = [s for s in self.sites if condition == "multi" or s.tower == "language"]
+        size = self._size(condition)
+        if what in ("neurons", "attributions"):
+            collect = collect_attributions if what == "attributions" else _neurons
+            return collect(
+                self.model,
+                self.prompter,
+                rows,
+                condition,
+                sites=reached,
+                counting=self.counting,
+                batch_size=size,
+            )
+        taps = taps_of(self.model, reached, what)
+        return collect_taps(self.model, self._batches(rows, condition), taps, self.counting)
+
+    def _batches(self, rows: Sequence[Example], condition: str) -> Iterator[Batch]:
+        size = self._size(condition)
+        return batches(self.model, self.prompter, rows, condition, batch_size=size)
+
+    def _size(self, condition: str) -> int:
+        """Images run one by one when counting per example, as in `collect_statistics`."""
+        apart = condition == "multi" and any(s.tower != "language" for s in self.sites)
+        return 1 if apart and self.config.unit == "example" else self.config.batch_size
+
+    @contextlib.contextmanager
+    def _edited(self, edits: Mapping[str, SiteEdit]) -> Iterator[None]:
+        about = {s.key: {"tower": s.tower, "path": s.path, "width": s.width} for s in self.sites}
+        declared = {"config": {"towers_declared": dict(self.config.towers_declared)}}
+        plan = Plan(edits, {key: about[key] for key in edits}, declared)
+        with applied(self.model, plan, check=False) if edits else contextlib.nullcontext():
+            yield
+
+
+def _neurons(*given: Any, **options: Any) -> dict[str, NeuronStats]:
+    return collect_statistics(*given, **options).neurons

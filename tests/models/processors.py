@@ -1,0 +1,252 @@
+"""Tiny processors that fit the tiny models of `families`: real classes, a vocabulary of 99.
+
+Where torchvision is not installed, processors that also take videos are built without their video
+part; what they do with pictures and text stays their own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import transformers as tf
+from families import END, IMAGE, START, VIDEO
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers.processing_utils import ProcessorMixin
+
+CHARACTERS = [*("▁" + string.ascii_letters + ".?,':!"), "\n"]
+MERGES = [("▁", "t"), ("h", "e"), ("i", "n"), ("▁", "a"), ("o", "n"), ("▁t", "h"), ("e", "r")]
+ROLES = {3: "<user>", 4: "<assistant>"}
+CHAT = (
+    "{% for m in messages %}<{{ m['role'] }}>"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"
+    "{% if p['type'] == 'image' %}IMAGE{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}{% if m['role'] == 'assistant' %}<end>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+SQUARE = {"height": 8, "width": 8}
+QWEN = {
+    IMAGE: "<|image_pad|>",
+    VIDEO: "<|video_pad|>",
+    START: "<|vision_start|>",
+    END: "<|vision_end|>",
+}
+IDEFICS = {
+    IMAGE: "<image>",
+    80: "<fake_token_around_image>",
+    81: "<end_of_utterance>",
+    82: "<global-img>",
+}
+PIXTRAL = {IMAGE: "[IMG]", 80: "[IMG_BREAK]", 81: "[IMG_END]"}
+
+
+def tokenizer(special: dict[int, str], **options: Any) -> tf.PreTrainedTokenizerFast:
+    """Pieces of one to three letters at 5 to 79, special tokens at the ids given."""
+    named = {0: "<pad>", 1: "<s>", 2: "<end>", **ROLES, **special}
+    pieces = CHARACTERS + [left + right for left, right in MERGES]
+    vocabulary = {token: place for place, token in named.items()}
+    vocabulary |= {piece: 5 + place for place, piece in enumerate(pieces)}
+    taken = set(vocabulary.values())
+    vocabulary |= {f"<unused{place}>": place for place in range(99) if place not in taken}
+    pieces_of = Tokenizer(models.BPE(vocab=vocabulary, merges=MERGES))
+    pieces_of.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    pieces_of.decoder = decoders.Metaspace(prepend_scheme="never")
+    pieces_of.add_special_tokens(list(named.values()))
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=pieces_of,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="<end>",
+        clean_up_tokenization_spaces=False,
+        **options,
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to build a processor.
+
+    Attributes:
+        kind: Name of its class, or module and name where transformers hides it.
+        special: Special tokens of its vocabulary, by id.
+        image: What its chat template writes for a picture; None where it has no chat template.
+        options: Arguments besides tokenizer and image processor.
+        pictures: Makes the image processor.
+        names: Special tokens that the tokenizer has under a name.
+    """
+
+    kind: str
+    special: dict[int, str]
+    image: str | None
+    options: dict[str, Any]
+    pictures: Callable[[], Any] | None = None
+    names: dict[str, str] | None = None
+
+    def build(self) -> Any:
+        """The processor."""
+        words = tokenizer(self.special, **self.names and {"extra_special_tokens": self.names} or {})
+        chat = None if self.image is None else CHAT.replace("IMAGE", self.image)
+        if self.kind == "tokenizer":
+            words.chat_template = chat
+            return words
+        module, _, name = self.kind.rpartition(".")
+        kind = getattr(importlib.import_module(f"transformers.{module}".rstrip(".")), name)
+        given = {"image_processor": self.pictures(), "tokenizer": words, **self.options}
+        unchecked = mock.patch.object(ProcessorMixin, "check_argument_for_proper_class")
+        with unchecked:
+            return kind(**given, chat_template=chat)
+
+
+def qwen(kind: str) -> Recipe:
+    return Recipe(
+        kind,
+        QWEN,
+        "<|vision_start|><|image_pad|><|vision_end|>",
+        {"video_processor": None},
+        lambda: tf.Qwen2VLImageProcessorPil(
+            patch_size=4, merge_size=2, min_pixels=64, max_pixels=256
+        ),
+    )
+
+
+def pixtral(**options: Any) -> Recipe:
+    return Recipe(
+        "models.pixtral.processing_pixtral.PixtralProcessor",
+        PIXTRAL,
+        "[IMG]",
+        {"patch_size": 4, **options},
+        lambda: tf.PixtralImageProcessorPil(
+            size={"longest_edge": 8}, patch_size={"height": 4, "width": 4}
+        ),
+    )
+
+
+LLAVA = {
+    "patch_size": 4,
+    "vision_feature_select_strategy": "default",
+    "num_additional_image_tokens": 1,
+}
+RECIPES: dict[str, Recipe] = {
+    "llava": Recipe(
+        "LlavaProcessor",
+        {IMAGE: "<image>"},
+        "<image>",
+        LLAVA,
+        lambda: tf.CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=SQUARE),
+    ),
+    "llava-next": Recipe(
+        "LlavaNextProcessor",
+        {IMAGE: "<image>"},
+        "<image>",
+        LLAVA,
+        lambda: tf.LlavaNextImageProcessorPil(
+            size={"shortest_edge": 8}, crop_size=SQUARE, image_grid_pinpoints=[[8, 8]]
+        ),
+    ),
+    "llava-onevision": Recipe(
+        "LlavaOnevisionProcessor",
+        {IMAGE: "<image>", VIDEO: "<video>"},
+        "<image>",
+        {
+            "video_processor": None,
+            "num_image_tokens": 4,
+            "vision_feature_select_strategy": "full",
+        },
+        lambda: tf.LlavaOnevisionImageProcessorPil(size=SQUARE, image_grid_pinpoints=[[8, 8]]),
+    ),
+    "qwen2-vl": qwen("Qwen2VLProcessor"),
+    "qwen2.5-vl": qwen("Qwen2_5_VLProcessor"),
+    "qwen3-vl": qwen("Qwen3VLProcessor"),
+    "idefics2": Recipe(
+        "Idefics2Processor",
+        IDEFICS,
+        "<image>",
+        {"image_seq_len": 3},
+        lambda: tf.Idefics2ImageProcessorPil(
+            size={"shortest_edge": 8, "longest_edge": 8}, do_image_splitting=False
+        ),
+    ),
+    "idefics3": Recipe(
+        "Idefics3Processor",
+        IDEFICS,
+        "<image>",
+        {"image_seq_len": 1},
+        lambda: tf.Idefics3ImageProcessorPil(
+            size={"longest_edge": 8}, max_image_size={"longest_edge": 8}, do_image_splitting=False
+        ),
+    ),
+    "smolvlm": Recipe(
+        "SmolVLMProcessor",
+        IDEFICS,
+        "<image>",
+        {"video_processor": SimpleNamespace(num_frames=1, fps=1), "image_seq_len": 1},
+        lambda: tf.SmolVLMImageProcessorPil(
+            size={"longest_edge": 8}, max_image_size={"longest_edge": 8}, do_image_splitting=False
+        ),
+    ),
+    "gemma3": Recipe(
+        "Gemma3Processor",
+        {IMAGE: "<image_soft_token>", START: "<start_of_image>", END: "<end_of_image>"},
+        "<start_of_image>",
+        {"image_seq_length": 4},
+        lambda: tf.Gemma3ImageProcessorPil(size=SQUARE),
+        {
+            "image_token": "<image_soft_token>",
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+        },
+    ),
+    "paligemma": Recipe(
+        "PaliGemmaProcessor",
+        {IMAGE: "<image>"},
+        None,
+        {},
+        lambda: tf.SiglipImageProcessorPil(size=SQUARE, image_seq_length=4),
+    ),
+    "internvl": Recipe(
+        "InternVLProcessor",
+        {IMAGE: "<IMG_CONTEXT>", START: "<img>", END: "</img>", VIDEO: "<video>"},
+        "<IMG_CONTEXT>",
+        {"video_processor": None, "image_seq_length": 1},
+        lambda: tf.GotOcr2ImageProcessorPil(size=SQUARE, crop_to_patches=False),
+        {
+            "context_image_token": "<IMG_CONTEXT>",
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "video_token": "<video>",
+        },
+    ),
+    "llava-pixtral": pixtral(),
+    "mistral3": pixtral(spatial_merge_size=2),
+    "mllama": Recipe(
+        "MllamaProcessor",
+        {IMAGE: "<|image|>"},
+        "<|image|>",
+        {},
+        lambda: tf.MllamaImageProcessorPil(size=SQUARE, max_image_tiles=1),
+    ),
+    "blip2-opt": Recipe(
+        "Blip2Processor",
+        {IMAGE: "<image>"},
+        None,
+        {"num_query_tokens": 3},
+        lambda: tf.BlipImageProcessorPil(size=SQUARE),
+    ),
+    "glm4v": Recipe(
+        "Glm4vProcessor",
+        {IMAGE: "<|image|>", VIDEO: "<|video|>", START: "<|begin|>", END: "<|end|>"},
+        "<|begin|><|image|><|end|>",
+        {"video_processor": None},
+        lambda: tf.Glm4vImageProcessorPil(
+            patch_size=4, merge_size=2, size={"shortest_edge": 64, "longest_edge": 256}
+        ),
+    ),
+    "llama": Recipe("tokenizer", {}, "", {}),
+    "mixtral": Recipe("tokenizer", {}, "", {}),
+    "t5": Recipe("tokenizer", {}, "", {}),
+}

@@ -1,0 +1,220 @@
+"""Every family, from statistics to a reloaded checkpoint, through the public interface."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+import transformers
+from families import AUTO, FAMILIES
+
+from expunge.collect import Counting, collect_inputs, record
+from expunge.config import RunConfig
+from expunge.edit import fingerprint, save_checkpoint
+from expunge.methods import METHODS, Evidence
+from expunge.pipeline import settled
+from expunge.plan import Plan
+from expunge.sites import down_module, down_weight, find_sites
+
+TOWERS = ("vision", "audio", "connector", "language")
+CONDITIONS = ("multi", "text")
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def case(request):
+    """A family, its model and the sites that `family.inputs` reaches."""
+    family = FAMILIES[request.param]
+    model = family.build()
+    sites = [s for s in find_sites(model) if not s.dead and s.key not in family.silent]
+    yield family, model, sites
+    gc.collect()
+
+
+def conditions_of(family, model):
+    found = {c: batch for c in CONDITIONS if (batch := family.inputs(model, c)) is not None}
+    if family.model_type == "paligemma":  # without types it is causal only where there is padding
+        found["text"]["token_type_ids"] = torch.zeros_like(found["text"]["input_ids"])
+    return found
+
+
+def altered(batch):
+    """The same batch with other words."""
+    ids = batch["input_ids"]
+    words = (ids >= 5) & (ids < 80)
+    return batch | {"input_ids": torch.where(words, (ids - 5 + 17) % 75 + 5, ids)}
+
+
+def evidence_of(family, model, sites):
+    """Statistics of two data sets under every condition that the family knows."""
+    neurons = {}
+    for condition, batch in conditions_of(family, model).items():
+        reached = [s for s in sites if condition == "multi" or s.tower == "language"]
+        for name, each in (("forget", batch), ("retain", altered(batch))):
+            found = collect_inputs(model, [each], sites=reached, condition=condition)
+            neurons[name, condition] = found.neurons
+    return Evidence(sites, neurons, {}, lambda key: down_weight(model, by_key(sites)[key]))
+
+
+def by_key(sites):
+    return {site.key: site for site in sites}
+
+
+@torch.no_grad()
+def logits(model, batch):
+    return model(**batch).logits
+
+
+def whole_batch(family, model):
+    return family.inputs(model, "multi") or family.inputs(model, "text")
+
+
+def slow_sums(model, site, batch, mask):
+    """Sum of |z| over the counted positions, with a hook and loops of its own."""
+    total, count = torch.zeros(site.width, dtype=torch.float64), 0
+
+    def hook(_, inputs):
+        nonlocal count
+        z = inputs[0].detach().double()
+        rows = z.reshape(-1, z.shape[-1])
+        counts = mask.flatten().tolist() if site.tower == "language" else [True] * len(rows)
+        for row, counted in zip(rows, counts, strict=True):
+            if counted:
+                total.add_(row.abs())
+                count += 1
+
+    handle = down_module(model, site).register_forward_pre_hook(hook)
+    logits(model, batch)
+    handle.remove()
+    return total, count
+
+
+def test_sums_are_those_of_a_slow_loop(case):
+    family, model, sites = case
+    for condition, batch in conditions_of(family, model).items():
+        found = collect_inputs(model, [batch], sites=sites, condition=condition).neurons
+        for site in sites:
+            if site.kind == "expert":
+                continue
+            decodes = family.decoder and ".decoder." in f".{site.path}"
+            mask = batch["attention_mask"].bool()
+            mask = torch.ones_like(batch["decoder_input_ids"]).bool() if decodes else mask
+            total, count = slow_sums(model, site, batch, mask)
+            assert found[site.key].count == count
+            torch.testing.assert_close(found[site.key].absolute, total, rtol=1e-6, atol=1e-6)
+            sleeps = site.key in family.asleep_without_media or site.tower != "language"
+            assert count > 0 or (condition == "text" and sleeps)
+
+
+def test_listening_leaves_the_logits(case):
+    family, model, sites = case
+    batch = whole_batch(family, model)
+    before = logits(model, batch)
+    with record(model, sites, lambda *_: None):
+        during = logits(model, batch)
+    torch.testing.assert_close(during, before, rtol=1e-5, atol=1e-5)
+    assert torch.equal(logits(model, batch), before)
+
+
+def lengthened(batch, more=2):
+    """The batch with further padding on the right of everything that follows the text."""
+    length = batch["input_ids"].shape[1]
+
+    def longer(value):
+        if value.ndim < 2 or value.shape[1] != length:
+            return value
+        return torch.cat([value, torch.zeros_like(value[:, :more])], 1)
+
+    texts = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+    others = ("cross_attention_mask", "image_embeds_position_mask")
+    return {k: longer(v) if k in texts + others else v for k, v in batch.items()}
+
+
+@pytest.mark.parametrize("unit", ["token", "example"])
+def test_padding_does_not_count(case, unit):
+    family, model, sites = case
+    language = [s for s in sites if s.tower == "language"]
+    counting = Counting(unit=unit)
+    for condition, batch in conditions_of(family, model).items():
+        short, long = (
+            collect_inputs(model, [b], sites=language, condition=condition, counting=counting)
+            for b in (batch, lengthened(batch))
+        )
+        for site in language:
+            assert_same_sums(short.neurons[site.key], long.neurons[site.key])
+
+
+def test_batch_size_does_not_count(case):
+    family, model, sites = case
+    batch = conditions_of(family, model).get("text")
+    if batch is None:
+        pytest.skip("this family has no text condition")
+    language = [s for s in sites if s.tower == "language"]
+    alone = [{k: v[i : i + 1] for k, v in batch.items()} for i in range(2)]
+    texts = ("input_ids", "attention_mask", "token_type_ids")
+    alone[1] |= {k: alone[1][k][:, :-3] for k in texts if k in alone[1]}
+    together = collect_inputs(model, [batch], sites=language, condition="text")
+    apart = collect_inputs(model, alone, sites=language, condition="text")
+    for site in language:
+        assert_same_sums(together.neurons[site.key], apart.neurons[site.key])
+
+
+def assert_same_sums(one, two):
+    assert one.count == two.count
+    for name in ("total", "absolute", "square"):
+        torch.testing.assert_close(getattr(one, name), getattr(two, name), rtol=1e-4, atol=1e-4)
+
+
+def ablated(model, plan, batch):
+    """Logits when the plan's neurons are silenced on their way into the down projections."""
+    sites = by_key(find_sites(model))
+    handles = []
+    for key, edit in plan.edits.items():
+
+        def silence(_, inputs, index=edit.prune):
+            z = inputs[0].clone()
+            z[..., index] = 0
+            return (z, *inputs[1:])
+
+        handles.append(down_module(model, sites[key]).register_forward_pre_hook(silence))
+    try:
+        return logits(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def manu(family, model, sites):
+    evidence = evidence_of(family, model, sites)
+    config = settled(RunConfig(method="manu", budget=0.1))
+    outcome = METHODS["manu"].decide(evidence, config)
+    about = {s.key: {"tower": s.tower, "path": s.path, "width": s.width} for s in sites}
+    origin = {"method": "manu", "base": {"fingerprint": fingerprint(model)}}
+    return Plan(outcome.edits, {key: about[key] for key in outcome.edits}, origin)
+
+
+def test_plan_apply_undo_save_reload(case, tmp_path):
+    family, model, sites = case
+    batch = whole_batch(family, model)
+    plan = manu(family, model, sites)
+    width = sum(site.width for site in sites)
+    assert sum(len(index) for index in plan.neurons().values()) == int(0.1 * width)
+    plan.save(tmp_path / "plan.safetensors")
+    plan = Plan.load(tmp_path / "plan.safetensors")
+    before = logits(model, batch)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    mixture = any(site.kind == "expert" for site in sites)
+    expected = None if mixture else ablated(model, plan, batch)
+    undo = plan.apply(model)
+    after = logits(model, batch)
+    assert (after - before).abs().max() > 1e-6
+    if expected is not None:
+        torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-5)
+    save_checkpoint(model, None, tmp_path / "model")
+    undo()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    classes = [getattr(transformers, f"AutoModelFor{name}") for name in AUTO]
+    auto = next(each for each in classes if type(model.config) in each._model_mapping)
+    again = auto.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    torch.testing.assert_close(logits(again, batch), after, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,138 @@
+"""The forget/retain filter against closed forms and a general eigensolver."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from expunge import subspace
+from expunge.errors import InputError
+from expunge.subspace import compressed, conditioned, directions, lowrank_edit, shares
+
+
+def moments(seed, width=24, forget_rows=9, retain_rows=60):
+    rng = np.random.default_rng(seed)
+    mix = rng.normal(size=(width, width))
+    forget = rng.normal(size=(forget_rows, width)) @ mix
+    retain = rng.normal(size=(retain_rows, width))
+    as_moment = [torch.from_numpy(z.T @ z / len(z)) for z in (forget, retain)]
+    return as_moment[0], as_moment[1], torch.from_numpy(rng.normal(size=(7, width)))
+
+
+@pytest.mark.parametrize("mu", [0.1, 1.0, 30.0])
+def test_soft_filter_is_the_minimiser_in_closed_form(mu):
+    forget, retain, weight = moments(0)
+    found = directions(forget, retain, ridge=0.2, number=24)
+    a, b = lowrank_edit(weight, found, shares(found.ratio, mu))
+    base = conditioned(retain, 0.2, 1e-6 * float(forget.diagonal().max()))
+    expected = weight @ base @ torch.linalg.inv(base + mu * forget)
+    assert torch.allclose(weight + (a.double() @ b.double()), expected, atol=1e-5)
+
+
+def test_soft_filter_beats_every_nearby_edit_on_its_objective():
+    forget, retain, weight = moments(1)
+    mu = 0.7
+    found = directions(forget, retain, ridge=0.2, number=24)
+    a, b = lowrank_edit(weight, found, shares(found.ratio, mu))
+    base = conditioned(retain, 0.2, 1e-6 * float(forget.diagonal().max()))
+
+    def objective(change):
+        edited = weight + change
+        return float((change @ base @ change.T).trace() + mu * (edited @ forget @ edited.T).trace())
+
+    best = objective(a.double() @ b.double())
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        nudge = 1e-2 * torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+        assert objective(a.double() @ b.double() + nudge) > best
+
+
+def test_directions_equal_scipys_generalised_eigenvectors():
+    forget, retain, _ = moments(2)
+    base = conditioned(retain, 0.3, 1e-6 * float(forget.diagonal().max()))
+    values = scipy.linalg.eigh(forget.numpy(), base.numpy(), eigvals_only=True)[::-1]
+    found = directions(forget, retain, ridge=0.3, number=10)
+    assert np.allclose(found.ratio.numpy(), values[:10], rtol=1e-9)
+    gram = found.read @ base @ found.read.T
+    assert torch.allclose(gram, torch.eye(10, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose(base @ found.read.T, found.write, atol=1e-9)
+
+
+def test_iterated_solver_equals_the_exact_one(monkeypatch):
+    forget, retain, weight = moments(3, width=64, forget_rows=12, retain_rows=200)
+    exact = directions(forget, retain, number=8)
+    monkeypatch.setattr(subspace, "EXACT_WIDTH", 10)
+    fast = directions(forget, retain, number=8)
+    assert torch.allclose(exact.ratio, fast.ratio, rtol=1e-8)
+    edits = [lowrank_edit(weight[:, :1].expand(7, 64), d, torch.ones(8)) for d in (exact, fast)]
+    assert torch.allclose(edits[0][0] @ edits[0][1], edits[1][0] @ edits[1][1], atol=1e-4)
+
+
+def test_axis_aligned_directions_are_neuron_pruning():
+    forget = torch.diag(torch.tensor([5.0, 0.1, 3.0, 0.2], dtype=torch.float64))
+    retain = torch.eye(4, dtype=torch.float64)
+    weight = torch.arange(12, dtype=torch.float64).reshape(3, 4) + 1
+    found = directions(forget, retain, ridge=0.1, number=2)
+    a, b = lowrank_edit(weight, found, torch.ones(2))
+    expected = weight.clone()
+    expected[:, [0, 2]] = 0
+    assert torch.allclose(weight + (a @ b).double(), expected, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 12),
+    st.integers(0, 12),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.floats(-6, 6),
+)
+def test_ill_conditioned_moments_give_finite_edits(seed, forget_rows, retain_rows, dtype, power):
+    """Fewer tokens than neurons, constant neurons, neurons that never fire, wild scales."""
+    rng = np.random.default_rng(seed)
+    width = 16
+    z_f, z_r = (rng.normal(size=(n, width)) * 10**power for n in (forget_rows, retain_rows))
+    for z in (z_f, z_r):
+        z[:, 0], z[:, 1] = 3.0 * 10**power, 0.0
+    forget, retain = (
+        torch.from_numpy(z.T @ z / max(len(z), 1)).to(dtype) for z in (z_f, z_r)
+    )
+    found = directions(forget, retain, number=8)
+    weight = torch.from_numpy(rng.normal(size=(5, width))).to(dtype)
+    a, b = lowrank_edit(weight, found, shares(found.ratio, 1.0))
+    change = a.double() @ b.double()
+    assert torch.isfinite(change).all()
+    # the filter only shrinks: on forget activations the output energy never grows
+    before = (weight.double() @ forget.double() @ weight.double().T).trace()
+    after = ((weight.double() + change) @ forget.double() @ (weight.double() + change).T).trace()
+    assert after <= before * (1 + 1e-3) + 1e-12
+    rounding = 1e-4 if dtype == torch.float64 else 3e-2
+    assert float(change[:, 1].abs().max()) < rounding  # the neuron that never fires is let be
+
+
+def test_compression_error_is_what_it_says():
+    generator = torch.Generator().manual_seed(1)
+    a, b = (torch.randn(*s, generator=generator) for s in ((30, 12), (12, 40)))
+    left, right, error = compressed(a, b, energy=0.8)
+    assert left.shape[1] < 12
+    exact = a.double() @ b.double()
+    measured = float((exact - left.double() @ right.double()).norm() / exact.norm())
+    assert measured == pytest.approx(error, abs=1e-5)
+    assert measured**2 <= 0.2
+    singular = np.linalg.svd(exact.numpy(), compute_uv=False)
+    best = (singular[left.shape[1] :] ** 2).sum() / (singular**2).sum()
+    assert measured**2 == pytest.approx(best, abs=1e-5)
+
+
+def test_compression_of_nothing_is_nothing():
+    left, right, error = compressed(torch.zeros(4, 3), torch.ones(3, 5))
+    assert left.shape == (4, 0) and right.shape == (0, 5) and error == 0
+
+
+def test_moments_that_are_not_finite_are_refused():
+    forget, retain, _ = moments(4)
+    forget[0, 0] = float("nan")
+    with pytest.raises(InputError, match="not finite"):
+        directions(forget, retain)
