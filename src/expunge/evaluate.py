@@ -41,6 +41,11 @@ class Answered:
     extraction: float
     truth_ratio: float | None = None
 
+    def shown(self, condition: str) -> dict[str, str]:
+        """Subject, question and answer, for whoever asked to see them."""
+        question = self.example.prompt(condition)
+        return {"subject": self.example.subject, "question": question, "answer": self.said}
+
 
 @dataclass(frozen=True)
 class Forced:
@@ -316,8 +321,19 @@ def evaluate(
     batch_size: int = 64,
     seed: int = 0,
     tick: Tick | None = None,
+    hear: Callable[[str, str, list[Answered]], None] | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Score a model on every set of a suite under both conditions.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        suite: What to ask.
+        prompter: How conversations are rendered; by default as the processor's template says.
+        batch_size: Examples per forward pass.
+        seed: Of the bootstrap behind the confidence intervals.
+        tick: Called with the number of examples done after each batch.
+        hear: Called with set, condition and the answers to it.
 
     Returns:
         set -> condition -> {task -> {accuracy, rouge_l, n, ci95[, chance]}, "all", "nll",
@@ -330,4 +346,6 @@ def evaluate(
             rows = ask(model, prompter, examples, condition, batch_size=batch_size, tick=tick)
             if rows:
                 found.setdefault(name, {})[condition] = cells(rows, seed)
+                if hear:
+                    hear(name, condition, rows)
     return found

@@ -15,8 +15,10 @@ OUTPUTS = ("stats", "plan.safetensors", "model", "figures")
 
 
 # Settings and data that the files of a stage do not depend on: they may still change.
-FREE_WITH_FIGURES = {"show_content", "device"}
-FREE_WITH_PLAN = FREE_WITH_FIGURES | {"test", "neighbor", "real", "skills", "gold", "batch_size"}
+FREE_WITH_FIGURES = {"device"}
+FREE_WITH_PLAN = FREE_WITH_FIGURES | {
+    "test", "neighbor", "real", "skills", "gold", "batch_size", "show_content",
+}  # fmt: skip
 FREE_WITH_STATS = FREE_WITH_PLAN | {
     "method", "budget", "strength", "keep", "importances", "per_tower", "eps", "seed",
 }  # fmt: skip
@@ -99,6 +101,22 @@ def read_stats(folder: Path) -> dict[tuple[str, str], Any]:
         stats, about = load_stats(path)
         found[about["set"], about["condition"]] = stats
     return found
+
+
+def write_content(folder: Path, said: Mapping[str, Path]) -> None:
+    """Write content.json: the forget questions and what each model answered.
+
+    Args:
+        folder: The run folder.
+        said: Model name -> JSON list of {subject, question, answer}, all in the same order.
+    """
+    rows: list[dict[str, str]] = []
+    for model, path in said.items():
+        answers = json.loads(path.read_text(encoding="utf-8"))
+        rows = rows or [{"subject": a["subject"], "question": a["question"]} for a in answers]
+        for row, answer in zip(rows, answers, strict=True):
+            row[model] = answer["answer"]
+    write_json(folder / "content.json", {"forget": rows})
 
 
 def as_json(value: Any) -> str:

@@ -194,19 +194,21 @@ def auto_class(config: Any) -> Any:
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Without transformers' progress bars inside the block."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
+    bars: Any = hf_logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            hf_logging.enable_progress_bar()
+            bars.enable_progress_bar()
 
 
 def load_processor(model_id: str | Path, **options: Any) -> Any:
     """The processor of a checkpoint, or its tokenizer where it has no processor."""
+    kind: Any = AutoProcessor
     try:
-        return AutoProcessor.from_pretrained(model_id, backend="pil", **options)
+        return kind.from_pretrained(model_id, backend="pil", **options)
     except (ImportError, AttributeError) as error:  # the latter: no library for videos
         first = str(error).strip().splitlines()[0]
         raise InputError(

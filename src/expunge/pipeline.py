@@ -26,8 +26,16 @@ from expunge.config import RunConfig
 from expunge.data import CONDITIONS, Example, Suite
 from expunge.edit import applied, fingerprint, save_checkpoint
 from expunge.errors import InputError, unknown
-from expunge.evaluate import evaluate
-from expunge.folder import claim, read_stats, refuse_other, replace_with, write_json, write_stats
+from expunge.evaluate import Answered, evaluate
+from expunge.folder import (
+    claim,
+    read_stats,
+    refuse_other,
+    replace_with,
+    write_content,
+    write_json,
+    write_stats,
+)
 from expunge.importance import IMPORTANCE
 from expunge.judge import Judge
 from expunge.methods import Evidence, Method
@@ -123,9 +131,7 @@ def gather(
     return evidence_of(bench, neurons, moments)
 
 
-def held_out(
-    retain: Sequence[Example], share: float, seed: int
-) -> dict[str, list[Example]]:
+def held_out(retain: Sequence[Example], share: float, seed: int) -> dict[str, list[Example]]:
     """Divide the retain set by subject into `retain` and `held_out`; one subject stays whole."""
     subjects = sorted({e.subject for e in retain})
     number = min(len(subjects) - 1, math.ceil(share * len(subjects)))
@@ -375,6 +381,9 @@ class Run:
             "seed": self.config.seed,
         }
         write_json(path, results)
+        if self.config.show_content:
+            said = {name: self.folder / "figures" / f"{name}.said.json" for name in models}
+            write_content(self.folder, said)
         return results
 
     def _names(self) -> list[str]:
@@ -390,27 +399,42 @@ class Run:
                 stack.enter_context(applied(model, plan))
             stack.enter_context(self.timed("evaluate"))
             system = plan.system_prompt if name == "unlearned" else None
-            figures = self.ask(name, model, processor, system)
+            said: list[dict[str, str]] = []
+            figures = self.ask(name, model, processor, system, said)
         path.parent.mkdir(exist_ok=True)
+        if self.config.show_content:
+            write_json(path.with_suffix(".said.json"), said)
         write_json(path, figures)
         return figures
 
     def ask(
-        self, name: str, model: Any, processor: Any, system: str | None = None
+        self,
+        name: str,
+        model: Any,
+        processor: Any,
+        system: str | None = None,
+        said: list[dict[str, str]] | None = None,
     ) -> dict[str, Any]:
-        """The figures of a model on the suite, asked under a system prompt or none."""
+        """The figures of a model on the suite, asked under a system prompt or none.
+
+        Questions and answers of the forget set are added to `said`.
+        """
+
+        def hear(group: str, condition: str, answers: list[Answered]) -> None:
+            if group == "forget" and said is not None:
+                said.extend(answer.shown(condition) for answer in answers)
+
         total = sum(sum(c.values()) for c in self.suite.counts().values())
         with self.progress.task(f"evaluate {name}", total, adds=True) as tick:
             return evaluate(
                 model,
                 processor,
                 self.suite,
-                prompter=Prompter(
-                    processor, system=system, template=self.config.prompt_template
-                ),
+                prompter=Prompter(processor, system=system, template=self.config.prompt_template),
                 batch_size=2 * self.config.batch_size,
                 seed=self.config.seed,
                 tick=tick,
+                hear=hear,
             )
 
     @contextlib.contextmanager

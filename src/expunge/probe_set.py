@@ -74,7 +74,7 @@ class ProbeSet:
             where = torch.nonzero(predicts)
             inside = batch.answer[where[:, 0], where[:, 1] + 1]
             logits, where = logits[inside], where[inside]
-            target = batch.inputs["input_ids"][where[:, 0], where[:, 1] + 1]
+            target = batch.tokens[where[:, 0], where[:, 1] + 1]
             logp = logits.log_softmax(-1).gather(-1, target[:, None])[:, 0].double()
             hit = (logits.argmax(-1) == target).double()
             rows = where[:, 0]

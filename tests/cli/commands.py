@@ -10,8 +10,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# For commands in a process of their own: one thread, as in the tests' own process.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+# For commands in a process of their own: one thread, and nothing that keeps libraries quiet.
+HUSHED = ("TRANSFORMERS_", "TOKENIZERS_", "HF_HUB_DISABLE", "PYTHONWARNINGS")
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith(HUSHED)},
+    "OMP_NUM_THREADS": "1",
+}
 SETTINGS = ("--method", "manu", "--budget", "0.1", "--seed", "5", "--batch-size", "8")
 
 

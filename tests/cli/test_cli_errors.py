@@ -8,7 +8,7 @@ import struct
 import zlib
 
 import pytest
-from commands import SETTINGS, expunge, tree
+from commands import expunge, tree
 from safetensors.torch import load_file, save_file
 
 PERSON = {"subject": "A", "answer": "x", "question": "q?", "text_question": "t?"}
@@ -72,7 +72,9 @@ def test_missing_question_file(run_refused, task):
 
 
 def test_empty_forget_set(run_refused, task, here):
-    run_refused(swap(task.brief, "--forget", put(here / "none.jsonl")), "none.jsonl", "the file is empty")
+    run_refused(
+        swap(task.brief, "--forget", put(here / "none.jsonl")), "none.jsonl", "the file is empty"
+    )
 
 
 def test_row_without_answer(run_refused, task, here):
@@ -83,7 +85,7 @@ def test_row_without_answer(run_refused, task, here):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"no picture", "image"), (huge_png(), "20000"), (b"", "image")],
+    [(b"no picture", "image"), (huge_png(), "more than 64,000,000 pixels"), (b"", "image")],
     ids=["text", "huge", "empty"],
 )
 def test_bad_image(run_refused, task, here, content, words):
@@ -158,7 +160,7 @@ def test_model_folder_without_weights(run_refused, task, here):
 def test_damaged_weights(run_refused, task, here):
     shutil.copytree(task.vanilla, here / "damaged")
     weights = here / "damaged" / "model.safetensors"
-    tensors = load_file(weights)
+    tensors = load_file(task.vanilla / "model.safetensors")
     weights.write_bytes(weights.read_bytes()[:100_000])
     run_refused(swap(task.brief, "--model", "damaged"), "damaged cannot be loaded")
     lost = "model.language_model.layers.1.mlp.down_proj.weight"
@@ -237,14 +239,14 @@ def test_row_that_the_model_cannot_be_asked(run_refused, task, here, processor):
         files[name] = put(here / f"{name}.jsonl", *rows)
     for name, file in files.items():
         options = swap(options, f"--{name}", file)
-    said = expunge("run", *options, "--out", "texts", "--json")
+    said = expunge("evaluate", "--model", "llama", "--forget", files["forget"], "--json")
     assert said.code == 0, said.err
-    assert list(said.json["models"]["unlearned"]["forget"]) == ["text"]
-    assert said.json["summary"]["modality_gap"] is None
+    assert list(said.json["models"]["vanilla"]["forget"]) == ["text"]
+    assert expunge("plan", *options, "--out", "texts").code == 0
 
 
-def test_failure_in_a_stage_takes_the_new_folder_away(task, here, monkeypatch):
-    """Statistics that are no numbers are found out only while collecting or planning."""
+def test_failure_in_a_stage_takes_the_new_folder_away(task, here):
+    """Activations that are no numbers are found out only while planning."""
     import torch
 
     from expunge.edit import save_checkpoint
@@ -254,16 +256,10 @@ def test_failure_in_a_stage_takes_the_new_folder_away(task, here, monkeypatch):
     with torch.no_grad():
         model.model.language_model.layers[2].mlp.up_proj.weight.fill_(float("nan"))
     save_checkpoint(model, processor, here / "broken")
-    for command in (["collect"], ["plan", *SETTINGS], ["run", *SETTINGS]):
-        options = [*command, *swap(task.core, "--model", "broken"), "--out", "run"]
-        if command == ["collect"]:
-            options += ["--method", "manu"]
-        before = tree(here)
-        said = expunge(*options)
-        if said.code == 0:
-            shutil.rmtree(here / "run")
-            continue
-        refused(said)
+    before = tree(here)
+    for command in ("plan", "run"):
+        said = expunge(command, *swap(task.brief, "--model", "broken"), "--out", "run")
+        refused(said, "scores of site language.2 are not numbers")
         assert tree(here) == before
 
 

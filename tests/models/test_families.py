@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,15 +47,17 @@ def altered(batch):
     return batch | {"input_ids": torch.where(words, (ids - 5 + 17) % 75 + 5, ids)}
 
 
-def evidence_of(family, model, sites):
+def evidence_of(family, model, sites, moments=False):
     """Statistics of two data sets under every condition that the family knows."""
-    neurons = {}
+    neurons, second = {}, {}
     for condition, batch in conditions_of(family, model).items():
         reached = [s for s in sites if condition == "multi" or s.tower == "language"]
         for name, each in (("forget", batch), ("retain", altered(batch))):
-            found = collect_inputs(model, [each], sites=reached, condition=condition)
-            neurons[name, condition] = found.neurons
-    return Evidence(sites, neurons, {}, lambda key: down_weight(model, by_key(sites)[key]))
+            found = collect_inputs(
+                model, [each], sites=reached, condition=condition, moments=moments
+            )
+            neurons[name, condition], second[name, condition] = found.neurons, found.moments
+    return Evidence(sites, neurons, second, lambda key: down_weight(model, by_key(sites)[key]))
 
 
 def by_key(sites):
@@ -184,13 +188,21 @@ def ablated(model, plan, batch):
             handle.remove()
 
 
+def origin_of(model, method):
+    return {"method": method, "base": {"fingerprint": fingerprint(model)}}
+
+
+def about(sites, edits):
+    return {
+        s.key: {"tower": s.tower, "path": s.path, "width": s.width} for s in sites if s.key in edits
+    }
+
+
 def manu(family, model, sites):
     evidence = evidence_of(family, model, sites)
     config = settled(RunConfig(method="manu", budget=0.1))
     outcome = METHODS["manu"].decide(evidence, config)
-    about = {s.key: {"tower": s.tower, "path": s.path, "width": s.width} for s in sites}
-    origin = {"method": "manu", "base": {"fingerprint": fingerprint(model)}}
-    return Plan(outcome.edits, {key: about[key] for key in outcome.edits}, origin)
+    return Plan(outcome.edits, about(sites, outcome.edits), origin_of(model, "manu"))
 
 
 def test_plan_apply_undo_save_reload(case, tmp_path):
@@ -218,3 +230,41 @@ def test_plan_apply_undo_save_reload(case, tmp_path):
     auto = next(each for each in classes if type(model.config) in each._model_mapping)
     again = auto.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     torch.testing.assert_close(logits(again, batch), after, rtol=1e-5, atol=1e-5)
+
+
+def filtered(family, model, sites):
+    """The forget/retain filter on language and connector."""
+    reached = [s for s in sites if s.tower in METHODS["filter"].towers]
+    evidence = evidence_of(family, model, reached, moments=True)
+    outcome = METHODS["filter"].decide(evidence, RunConfig(method="filter", strength=1.0))
+    return Plan(outcome.edits, about(reached, outcome.edits), origin_of(model, "filter"))
+
+
+def test_filter_is_the_low_rank_edit_that_it_says(case):
+    family, model, sites = case
+    batch = whole_batch(family, model)
+    plan = filtered(family, model, sites)
+    assert plan.edits
+    known = by_key(sites)
+    before = {key: down_weight(model, known[key]).clone() for key in plan.edits}
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    said = logits(model, batch)
+    undo = plan.apply(model)
+    for key, edit in plan.edits.items():
+        a, b = (factor.double() for factor in edit.lowrank)
+        expected = before[key].double() + a @ b
+        found = down_weight(model, known[key]).double()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (logits(model, batch) - said).abs().max() > 1e-6
+    undo()
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_the_page_of_families_is_up_to_date():
+    root = Path(__file__).parents[2] / "docs"
+    spec = importlib.util.spec_from_file_location("make_families", root / "make_families.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (root / "families.md").read_text(encoding="utf-8")
+    assert module.page() == page, "run: python docs/make_families.py"
+    assert page.count("\n## ") == len(FAMILIES) >= 30

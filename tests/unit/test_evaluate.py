@@ -51,7 +51,7 @@ def learner(processor, asked):
                 labels = batch.inputs["input_ids"].masked_fill(~told, -100)
                 inputs.append({**batch.inputs, "labels": labels})
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for step in range(80):
+    for step in range(64):
         loss = model(**inputs[step % len(inputs)]).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

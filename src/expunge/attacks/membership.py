@@ -74,7 +74,7 @@ def _answer(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     where = torch.nonzero(predicts)
     inside = batch.answer[where[:, 0], where[:, 1] + 1]
     where = where[inside]
-    return logits[inside], where[:, 0], batch.inputs["input_ids"][where[:, 0], where[:, 1] + 1]
+    return logits[inside], where[:, 0], batch.tokens[where[:, 0], where[:, 1] + 1]
 
 
 def aucs(context: Context, candidate: Candidate, condition: str) -> dict[str, float]:

@@ -97,7 +97,7 @@ def learn(
         for batch in batches(model, candidate.prompter, rows, condition, batch_size=BATCH):
             logits, predicts = answer_logits(model, batch)
             where = torch.nonzero(predicts)
-            target = batch.inputs["input_ids"][where[:, 0], where[:, 1] + 1]
+            target = batch.tokens[where[:, 0], where[:, 1] + 1]
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(cross_entropy(logits, target))
             optimiser.step()

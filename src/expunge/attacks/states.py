@@ -39,7 +39,7 @@ def prompt_states(
         start = batch.answer.int().argmax(1)
         rows = torch.arange(len(batch.rows), device=start.device)
         layers = torch.stack([h[rows, start - 1] for h in out.hidden_states], 1).float().cpu()
-        target = batch.inputs["input_ids"][rows, start].cpu()
+        target = batch.tokens[rows, start].cpu()
         for place, i in enumerate(batch.rows):
             states[i], first[i] = layers[place], target[place]
     return torch.stack(states), first
