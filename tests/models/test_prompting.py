@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 
 import pytest
 import torch
@@ -14,7 +15,14 @@ from expunge.collect import Counting, collect_inputs, collect_statistics, positi
 from expunge.data import Example
 from expunge.errors import InputError
 from expunge.evaluate import generate, teacher_forced
-from expunge.models import Batch, Prompter, batches, encodes_apart, placeholder_mask
+from expunge.models import (
+    Batch,
+    Prompter,
+    batches,
+    encodes_apart,
+    load_processor,
+    placeholder_mask,
+)
 from expunge.sites import find_sites
 
 TEMPLATE = "<user>{image}{question}<assistant>"
@@ -278,3 +286,15 @@ def test_layers_across_to_pictures_may_sleep_in_text():
     assert (
         found["language.0"].count == found["language.2"].count == int(text["attention_mask"].sum())
     )
+
+
+def test_a_processor_that_lacks_a_library_says_so(tmp_path):
+    """Not taken for a text-only model, whose tokenizer would do."""
+    if importlib.util.find_spec("torchvision") is not None:
+        pytest.skip("torchvision is installed, so nothing is lacking")
+    processor = RECIPES["qwen2-vl"].build()
+    processor.tokenizer.save_pretrained(tmp_path)
+    processor.image_processor.save_pretrained(tmp_path)
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "Qwen2VLProcessor"}')
+    with pytest.raises(InputError, match=r"processor of .* cannot be built.*torchvision"):
+        load_processor(tmp_path)

@@ -19,11 +19,12 @@ from expunge.methods.filters import TOWERS, edits_for, moment
 from expunge.plan import SiteEdit
 from expunge.subspace import Directions, directions, shares
 
-RIDGE = 0.3
-ONSET = 1.0
+RIDGE = 0.03
+ONSET = 2.0
+OVERSHOOT = 1.0
 FIRST = 0.03
 FACTOR = 3.0
-RISES = 7
+RISES = 6
 HALVINGS = 3
 
 
@@ -68,7 +69,9 @@ def _directions(evidence: Evidence, kept: tuple[str, ...]) -> dict[str, Directio
 def _edits(
     evidence: Evidence, found: Mapping[str, Directions], strength: float
 ) -> dict[str, SiteEdit]:
-    removed = {key: shares(d.ratio, strength, ONSET) for key, d in found.items()}
+    removed = {
+        key: (1 + OVERSHOOT) * shares(d.ratio, strength, ONSET) for key, d in found.items()
+    }
     return edits_for(evidence, found, removed)
 
 
