@@ -1,23 +1,26 @@
-"""Judge candidate edits: what they forget, and what held-out retain subjects lose."""
+"""Judge candidate edits: what they forget, and what retain subjects they never saw lose."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from expunge.data import CONDITIONS, Example
 from expunge.edit import edited
 from expunge.methods.base import Verdict
 from expunge.models import Prompter
 from expunge.plan import SiteEdit
-from expunge.probe_set import ProbeSet
+from expunge.probe_set import Forcing, ProbeSet
 from expunge.sites import Site
 
-QUESTIONS = 128
-ALTERNATIVES = 2
+FORGET = 72
+HELD_OUT = 180
+ALTERNATIVES = 1
 
 
 class Judge:
@@ -28,11 +31,9 @@ class Judge:
         prompter: How conversations are rendered.
         sites: Sites by key.
         forget: Questions to be forgotten.
-        held_out: Questions about retain subjects that are in no statistics.
-        others: Where other subjects' answers are drawn from.
+        folds: Retain questions in folds that share no subject.
         seed: Of the draw of questions and of other answers.
         batch_size: Questions per forward pass.
-        questions: At most so many questions of each kind per condition.
     """
 
     def __init__(
@@ -41,44 +42,72 @@ class Judge:
         prompter: Prompter,
         sites: Mapping[str, Site],
         forget: Sequence[Example],
-        held_out: Sequence[Example],
-        others: Sequence[Example],
+        folds: Sequence[Sequence[Example]],
         *,
         seed: int = 0,
         batch_size: int = 64,
-        questions: int = QUESTIONS,
     ) -> None:
         self.model, self.sites = model, sites
         rng = np.random.default_rng([seed, 5])
-        asked = drawn(forget, questions, rng)
-        swapped = [s for e in asked for s in with_other_answers(e, others, rng)]
-        kept = drawn(held_out, questions, rng)
+        asked = drawn(forget, FORGET, rng)
+        others = [e for fold in folds for e in fold]
+        sets = {
+            "forget": asked,
+            "other": [s for e in asked for s in with_other_answers(e, others, rng)],
+        }
+        each = math.ceil(HELD_OUT / max(len(folds), 1))
+        sets |= {str(i): drawn(fold, each, rng) for i, fold in enumerate(folds)}
         self.sets = {
             (name, condition): ProbeSet(model, prompter, rows, condition, batch_size=batch_size)
-            for name, rows in (("forget", asked), ("other", swapped), ("held_out", kept))
+            for name, rows in sets.items()
             for condition in CONDITIONS
         }
 
-    def __call__(self, edits: Mapping[str, SiteEdit]) -> Verdict:
-        """The verdict on the model under `edits`."""
-        with edited(self.model, self.sites, edits):
-            found = {key: s.run(self.model) for key, s in self.sets.items() if s.size}
+    def __call__(
+        self, edits: Mapping[str, SiteEdit], without: Sequence[Mapping[str, SiteEdit]]
+    ) -> Verdict:
+        """Judge a candidate.
 
-        def by_condition(name: str, what: str) -> dict[str, float]:
-            return {c: getattr(f, what) for (n, c), f in found.items() if n == name}
+        Args:
+            edits: The candidate, made with all retain subjects.
+            without: The same made without fold 0, without fold 1 and so on; each is asked about
+                the fold that it never saw.
+        """
+        found = self._run(("forget", "other"), edits)
+        for fold, candidate in enumerate(without):
+            found |= self._run((str(fold),), candidate)
 
+        def mean(names: Sequence[str], what: str) -> dict[str, float]:
+            answers = {
+                c: torch.cat(
+                    [getattr(found[n, c], what).double() for n in names if (n, c) in found]
+                )
+                for c in CONDITIONS
+                if any((n, c) in found for n in names)
+            }
+            return {c: float(a.mean()) for c, a in answers.items()}
+
+        folds = [str(i) for i in range(len(without))]
         return Verdict(
-            by_condition("forget", "accuracy"),
-            by_condition("forget", "mean_nll"),
-            by_condition("other", "mean_nll"),
-            by_condition("held_out", "accuracy"),
-            by_condition("held_out", "mean_nll"),
+            mean(["forget"], "recalled"),
+            mean(["forget"], "nll"),
+            mean(["other"], "nll"),
+            mean(folds, "recalled"),
+            mean(folds, "nll"),
         )
 
+    def _run(
+        self, names: Sequence[str], edits: Mapping[str, SiteEdit]
+    ) -> dict[tuple[str, str], Forcing]:
+        with edited(self.model, self.sites, edits):
+            return {
+                key: probes.run(self.model)
+                for key, probes in self.sets.items()
+                if key[0] in names and probes.size
+            }
 
-def drawn(
-    examples: Sequence[Example], number: int, rng: np.random.Generator
-) -> list[Example]:
+
+def drawn(examples: Sequence[Example], number: int, rng: np.random.Generator) -> list[Example]:
     """At most `number` examples, drawn evenly over subjects."""
     if len(examples) <= number:
         return list(examples)

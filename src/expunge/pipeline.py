@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,8 +104,9 @@ def gather(
     """Collect what a method needs on forget and retain under both conditions."""
     neurons: dict[tuple[str, str], Any] = {}
     moments: dict[tuple[str, str], Any] = {}
-    if method.held_out:
-        sets = {**sets, **held_out(sets["retain"], method.held_out, config.seed)}
+    if method.folds:
+        parts = folded(sets["retain"], method.folds, config.seed)
+        sets = {"forget": sets["forget"], **{n: rows for n, rows in parts.items() if rows}}
     for name, examples in sets.items():
         for condition in CONDITIONS:
             total = sum(e.has(condition) for e in examples)
@@ -131,16 +131,20 @@ def gather(
     return evidence_of(bench, neurons, moments)
 
 
-def held_out(retain: Sequence[Example], share: float, seed: int) -> dict[str, list[Example]]:
-    """Divide the retain set by subject into `retain` and `held_out`; one subject stays whole."""
+def fold_names(number: int) -> list[str]:
+    """Names of the folds of the retain set."""
+    return [f"retain {i}" for i in range(number)]
+
+
+def folded(retain: Sequence[Example], number: int, seed: int) -> dict[str, list[Example]]:
+    """Divide the retain set into folds that share no subject, fewer where subjects are few."""
     subjects = sorted({e.subject for e in retain})
-    number = min(len(subjects) - 1, math.ceil(share * len(subjects)))
-    order = np.random.default_rng([seed, 3]).permutation(len(subjects))[:number]
-    away = {subjects[i] for i in order}
-    return {
-        "retain": [e for e in retain if e.subject not in away],
-        "held_out": [e for e in retain if e.subject in away],
-    }
+    order = np.random.default_rng([seed, 3]).permutation(len(subjects))
+    fold = {subjects[i]: place % number for place, i in enumerate(order)}
+    parts: list[list[Example]] = [[] for _ in range(number)]
+    for example in retain:
+        parts[fold[example.subject]].append(example)
+    return dict(zip(fold_names(number), parts, strict=True))
 
 
 def evidence_of(bench: Bench, neurons: Mapping[Any, Any], moments: Mapping[Any, Any]) -> Evidence:
@@ -150,15 +154,15 @@ def evidence_of(bench: Bench, neurons: Mapping[Any, Any], moments: Mapping[Any, 
     def weight(key: str) -> Any:
         return down_weight(bench.model, by_key[key]).detach()
 
+    folds = [rows for name, rows in bench.sets.items() if name.startswith("retain ") and rows]
     judge = None
-    if "held_out" in bench.sets:
+    if folds:
         judge = Judge(
             bench.model,
             bench.prompter,
             by_key,
             bench.sets["forget"],
-            bench.sets["held_out"] or bench.sets["retain"],
-            [*bench.sets["retain"], *bench.sets["held_out"]],
+            folds,
             seed=bench.config.seed,
             batch_size=2 * bench.config.batch_size,
         )

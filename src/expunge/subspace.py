@@ -17,7 +17,7 @@ from torch import Tensor
 
 from expunge.errors import InputError
 
-EXACT_WIDTH = 2048
+EXACT_WIDTH = 1024
 MAX_RANK = 256
 OVERSAMPLE = 16
 SWEEPS = 12
@@ -94,7 +94,8 @@ def directions(
 def _whitened(forget: Tensor, factor: Tensor) -> Tensor:
     half = torch.linalg.solve_triangular(factor, forget, upper=False)
     whole = torch.linalg.solve_triangular(factor, half.T, upper=False)
-    return (whole + whole.T) / 2
+    even: Tensor = (whole + whole.T) / 2
+    return even
 
 
 def _exact(forget: Tensor, factor: Tensor, number: int) -> tuple[Tensor, Tensor]:
@@ -111,18 +112,20 @@ def _iterated(forget: Tensor, factor: Tensor, number: int) -> tuple[Tensor, Tens
 
     def multiply(x: Tensor) -> Tensor:
         y = torch.linalg.solve_triangular(factor.T, x, upper=True)
-        return torch.linalg.solve_triangular(factor, forget @ y, upper=False)
+        image: Tensor = torch.linalg.solve_triangular(factor, forget @ y, upper=False)
+        return image
 
     for _ in range(SWEEPS):
         basis = torch.linalg.qr(multiply(basis)).Q
     small = basis.T @ multiply(basis)
     values, rotation = torch.linalg.eigh((small + small.T) / 2)
     values, rotation = values.flip(0)[:number], rotation.flip(1)[:, :number]
-    return values.clamp_min(0), basis @ rotation
+    vectors: Tensor = basis @ rotation
+    return values.clamp_min(0), vectors
 
 
 def shares(ratio: Tensor, mu: float, onset: float = 0.0) -> Tensor:
-    """How much of each direction the filter removes, in [0, 1): s / (1 + s), s = mu (ratio - onset)."""
+    """Share of each direction removed, [0, 1): s / (1 + s) with s = mu (ratio - onset)."""
     strength = mu * (ratio - onset).clamp_min(0)
     return strength / (1 + strength)
 

@@ -96,9 +96,7 @@ def test_ill_conditioned_moments_give_finite_edits(seed, forget_rows, retain_row
     z_f, z_r = (rng.normal(size=(n, width)) * 10**power for n in (forget_rows, retain_rows))
     for z in (z_f, z_r):
         z[:, 0], z[:, 1] = 3.0 * 10**power, 0.0
-    forget, retain = (
-        torch.from_numpy(z.T @ z / max(len(z), 1)).to(dtype) for z in (z_f, z_r)
-    )
+    forget, retain = (torch.from_numpy(z.T @ z / max(len(z), 1)).to(dtype) for z in (z_f, z_r))
     found = directions(forget, retain, number=8)
     weight = torch.from_numpy(rng.normal(size=(5, width))).to(dtype)
     a, b = lowrank_edit(weight, found, shares(found.ratio, 1.0))

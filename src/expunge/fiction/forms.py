@@ -5,7 +5,8 @@ from dataclasses import dataclass
 VALUES: dict[str, tuple[str, ...]] = {
     "job": (
         "glass blower", "bee keeper", "clock maker", "pearl diver", "map drawer", "stone cutter",
-        "bread baker", "horse trainer", "ship builder", "street singer", "night guard", "tea taster",
+        "bread baker", "horse trainer", "ship builder", "street singer", "night guard",
+        "tea taster",
     ),
     "town": (
         "Port Velda", "Lake Orrin", "Mount Tasil", "East Borra", "New Kemmel", "Saint Ulvo",

@@ -1,17 +1,24 @@
 """The default method: the forget/retain filter, its strength found on held-out retain subjects.
 
-Directions come from forward passes alone. A part of the retain subjects is left out of the
-statistics; candidates of growing strength are carried out and judged: how much of the forget set
-is still recalled, how likely its answers still are, and what the left-out subjects lose. The
-weakest candidate after which the reference answers are no likelier than strangers' is taken; if
-the limit `keep` on the left-out subjects comes first, the strongest one inside it.
+Directions come from forward passes alone. The retain subjects are divided into folds. Candidates
+of growing strength are carried out and judged: how much of the forget set is still recalled, how
+likely its answers still are, and, with each fold in turn left out of the statistics, what the
+subjects of that fold lose: they stand for the neighbours that no user can list. The weakest
+candidate after which the reference answers are no likelier than strangers' is taken; if the limit
+`keep` on the left-out subjects comes first, the strongest one inside it.
+
+Directions whose forget/retain ratio is below `ONSET` are let be, since both sets share them; the
+others are removed and a little reversed (`OVERSHOOT`): for the same depth that costs neighbours
+less than removing more directions (docs/experiments.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from expunge.config import RunConfig
 from expunge.methods.base import Evidence, Method, Outcome, Verdict
@@ -26,6 +33,7 @@ FIRST = 0.03
 FACTOR = 3.0
 RISES = 6
 HALVINGS = 3
+NUMBER = 128
 
 
 @dataclass(frozen=True)
@@ -39,39 +47,44 @@ class Step:
 
 
 def decide(evidence: Evidence, config: RunConfig) -> Outcome:
-    """Search the strength, then build the plan from all retain subjects at that strength."""
-    assert evidence.judge is not None
-    found = _directions(evidence, ("retain",))
-    start = evidence.judge({})
-    steps: list[Step] = []
-    if config.strength is None:
-        chosen = search(
-            lambda s: evidence.judge(_edits(evidence, found, s)), start, config.keep, steps
-        )
-    else:
-        chosen = config.strength
-    final = _directions(evidence, ("retain", "held_out"))
-    edits = _edits(evidence, final, chosen)
+    """Build the directions, and search their strength unless it is given."""
+    folds = sorted({name for name, _ in evidence.moments if name != "forget"})
+    final = _directions(evidence, folds)
     scores = {key: d.ratio for key, d in final.items()}
-    return Outcome(edits, scores, {"search": _told(start, steps, chosen, config.keep)})
+    if config.strength is not None:
+        return Outcome(_edits(evidence, final, config.strength), scores)
+    assert evidence.judge is not None
+    judge = evidence.judge
+    without = [_directions(evidence, [f for f in folds if f != left]) for left in folds]
+    start = judge({}, [{}] * len(folds))
+    steps: list[Step] = []
+
+    def tried(strength: float) -> Verdict:
+        candidates = [_edits(evidence, found, strength) for found in (final, *without)]
+        return judge(candidates[0], candidates[1:])
+
+    chosen = search(tried, start, config.keep, steps)
+    told = _told(start, steps, chosen, config.keep)
+    return Outcome(_edits(evidence, final, chosen), scores, {"search": told})
 
 
-def _directions(evidence: Evidence, kept: tuple[str, ...]) -> dict[str, Directions]:
+def _directions(evidence: Evidence, kept: Sequence[str]) -> dict[str, Directions]:
     found = {}
     for site in evidence.sites:
         forget = moment(evidence, ("forget",), site.key)
         retain = moment(evidence, kept, site.key)
-        if forget is not None and retain is not None:
-            found[site.key] = directions(forget, retain, ridge=RIDGE)
+        if forget is not None:
+            nothing = torch.zeros_like(forget)
+            found[site.key] = directions(
+                forget, nothing if retain is None else retain, ridge=RIDGE, number=NUMBER
+            )
     return found
 
 
 def _edits(
     evidence: Evidence, found: Mapping[str, Directions], strength: float
 ) -> dict[str, SiteEdit]:
-    removed = {
-        key: (1 + OVERSHOOT) * shares(d.ratio, strength, ONSET) for key, d in found.items()
-    }
+    removed = {key: (1 + OVERSHOOT) * shares(d.ratio, strength, ONSET) for key, d in found.items()}
     return edits_for(evidence, found, removed)
 
 
@@ -124,9 +137,7 @@ def search(
 
 def kept_share(start: Verdict, now: Verdict) -> float:
     """Least share over conditions of the held-out accuracy that is left."""
-    shares_left = [
-        now.held_out[c] / before for c, before in start.held_out.items() if before > 0
-    ]
+    shares_left = [now.held_out[c] / before for c, before in start.held_out.items() if before > 0]
     return min(shares_left, default=1.0)
 
 
@@ -166,6 +177,6 @@ METHOD = Method(
     about="forget/retain filter, strength found by search on held-out retain subjects (default)",
     decide=decide,
     moments=True,
-    held_out=0.25,
+    folds=5,
     towers=TOWERS,
 )

@@ -127,7 +127,8 @@ class Evidence:
         moments: (set, condition) -> site key -> second moment.
         weight: Returns the down projection of a site, [out, width].
         access: The model, for methods that run it themselves.
-        judge: Carries edits out on the model for a moment and says what they do.
+        judge: Carries a candidate, and the same made without each fold, out on the model for a
+            moment and says what they do (`judge.Judge`).
     """
 
     sites: Sequence[SiteLike]
@@ -135,7 +136,9 @@ class Evidence:
     moments: Mapping[tuple[str, str], Mapping[str, SecondMoment]] = field(default_factory=dict)
     weight: Callable[[str], Tensor] | None = None
     access: Access | None = None
-    judge: Callable[[Mapping[str, SiteEdit]], Verdict] | None = None
+    judge: Callable[[Mapping[str, SiteEdit], Sequence[Mapping[str, SiteEdit]]], Verdict] | None = (
+        None
+    )
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class Method:
         neurons: Needs neuron statistics.
         moments: Needs second moments.
         attention: Takes attention sites too, whatever the configuration says.
-        held_out: Share of the retain subjects left out of the statistics, to judge by.
+        folds: Into how many folds of subjects retain is divided, each left out once to judge by.
         towers: Towers it edits unless told otherwise.
         budget: Default budget, or None if it has none.
         strength: Default strength, or None.
@@ -178,7 +181,7 @@ class Method:
     neurons: bool = False
     moments: bool = False
     attention: bool = False
-    held_out: float = 0.0
+    folds: int = 0
     towers: tuple[str, ...] = ("vision", "language")
     budget: float | None = None
     strength: float | None = None
