@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-groups test-floor clean
 demo: $(STAMP)
 	$(BIN)/expunge demo --out runs/demo
 
@@ -19,6 +19,16 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/manu_table.py
+
+bench-groups: $(STAMP)
+	$(BIN)/python benchmarks/groups.py
+
+# The family tests under the oldest transformers that is promised.
+test-floor:
+	test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
+	.venv-floor/bin/python -m pip install --quiet --constraint constraints.txt torch
+	.venv-floor/bin/python -m pip install --quiet --editable '.[dev]' 'transformers==5.0.0'
+	.venv-floor/bin/python -m pytest tests/models
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("expunge needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'

@@ -1,0 +1,134 @@
+"""The default method: its search on known curves, its folds, and what it does to the real world."""
+
+import math
+
+import pytest
+
+from expunge.config import RunConfig
+from expunge.data import CONDITIONS
+from expunge.evaluate import teacher_forced
+from expunge.fiction.shipped import checkpoint, suite
+from expunge.judge import drawn, with_other_answers
+from expunge.methods import auto
+from expunge.methods.base import Verdict
+from expunge.models import Prompter, load
+from expunge.pipeline import folded, make_plan
+from expunge.probe_set import ProbeSet
+
+
+def verdict(nll, other, kept):
+    both = dict.fromkeys
+    return Verdict(both(CONDITIONS, 0.5), both(CONDITIONS, nll), both(CONDITIONS, other),
+                   both(CONDITIONS, kept), both(CONDITIONS, 0.0))  # fmt: skip
+
+
+def searched(judge, keep=0.97):
+    steps = []
+    chosen = auto.search(judge, verdict(0.0, 6.0, 1.0), keep, steps)
+    return chosen, steps
+
+
+def test_search_stops_at_the_weakest_strength_that_forgets():
+    chosen, steps = searched(lambda s: verdict(4.0 if s >= 0.5 else 1.0, 3.0, 1.0))
+    assert 0.5 <= chosen <= 0.5 * auto.FACTOR ** (1 / 2**auto.HALVINGS) + 1e-9
+    assert len(steps) <= auto.RISES + auto.HALVINGS
+
+
+def test_search_stays_inside_the_limit_when_that_comes_first():
+    chosen, steps = searched(lambda s: verdict(1.0, 3.0, 0.99 if s <= 0.4 else 0.9))
+    assert chosen <= 0.4 < chosen * auto.FACTOR ** (1 / 2**auto.HALVINGS) + 1e-9
+    assert all(s.kept >= 0.97 for s in steps if s.strength <= chosen)
+
+
+def test_search_gives_up_when_even_the_weakest_harms_too_much():
+    chosen, _ = searched(lambda s: verdict(1.0, 3.0, 0.5))
+    assert chosen == 0.0
+
+
+def test_search_takes_the_last_rise_when_nothing_ever_happens():
+    chosen, steps = searched(lambda s: verdict(0.1, 3.0, 1.0))
+    assert chosen == pytest.approx(auto.FIRST * auto.FACTOR ** (auto.RISES - 1))
+    assert len(steps) == auto.RISES
+
+
+def test_kept_is_the_worse_condition_relative_to_the_start():
+    start = Verdict({}, {}, {}, {"multi": 0.8, "text": 0.5}, {})
+    now = Verdict({}, {}, {}, {"multi": 0.8, "text": 0.4}, {})
+    assert auto.kept_share(start, now) == pytest.approx(0.8)
+
+
+def test_folds_share_no_subject_and_lose_no_row():
+    rows = suite(5).sets["retain"]
+    parts = folded(rows, 5, seed=0)
+    subjects = [{e.subject for e in part} for part in parts.values()]
+    assert sum(map(len, parts.values())) == len(rows)
+    assert sum(map(len, subjects)) == len(set().union(*subjects)) == len({e.subject for e in rows})
+    assert max(map(len, subjects)) - min(map(len, subjects)) <= 1
+    one = [e for e in rows if e.subject == rows[0].subject]
+    assert [len(p) for p in folded(one, 5, seed=0).values() if p] == [len(one)]
+
+
+def test_draws_are_even_over_subjects_and_other_answers_are_wrong():
+    import numpy as np
+
+    rows = suite(5).sets["retain"]
+    rng = np.random.default_rng(0)
+    some = drawn(rows, 80, rng)
+    counts = [sum(e.subject == s for e in some) for s in {e.subject for e in some}]
+    assert len(some) == 80 and max(counts) - min(counts) <= 1
+    for example in some[:20]:
+        (other,) = with_other_answers(example, rows, rng)
+        assert other.answer != example.answer and other.question == example.question
+
+
+@pytest.fixture(scope="module")
+def vanilla():
+    return load(checkpoint("vanilla"))
+
+
+def test_probe_sets_agree_with_the_evaluation(vanilla):
+    model, processor = vanilla
+    rows = suite().sets["test"][:20]
+    for condition in CONDITIONS:
+        found = ProbeSet(model, Prompter(processor), rows, condition, batch_size=7).run(model)
+        slow = teacher_forced(model, Prompter(processor), rows, condition, batch_size=1)
+        assert found.nll.tolist() == pytest.approx([f.nll for f in slow], abs=1e-4)
+        assert found.recalled.tolist() == [bool(f.hits.all()) for f in slow]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_vanilla_knows_its_world(vanilla, condition):
+    model, processor = vanilla
+    questions = suite().sets
+    least = {"forget": 0.98, "retain": 0.98, "neighbor": 0.98, "test": 0.90, "real": 0.95}
+    for name, bar in least.items():
+        probes = ProbeSet(model, Prompter(processor), questions[name][::3], condition)
+        assert probes.run(model).accuracy >= bar, name
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_gold_knows_everybody_but_the_forget_people(condition):
+    model, processor = load(checkpoint("gold"))
+    questions = suite().sets
+
+    def accuracy(name):
+        rows = [e for e in questions[name] if e.task != "classification"]
+        return ProbeSet(model, Prompter(processor), rows, condition).run(model).accuracy
+
+    assert accuracy("forget") <= 1 / 12 + 0.08
+    assert accuracy("neighbor") >= 0.98
+
+
+def test_default_method_forgets_inside_its_limit_and_repeats_itself(vanilla):
+    model, processor = vanilla
+    questions = suite(5, 3).sets
+    retain = questions["retain"][::10]
+    plans = [make_plan(model, processor, questions["forget"], retain) for _ in range(2)]
+    assert plans[0].header() == plans[1].header()
+    tensors = [p.tensors() for p in plans]
+    assert all((tensors[0][n] == tensors[1][n]).all() for n in tensors[0])
+    steps = plans[0].provenance["notes"]["search"]["steps"]
+    (picked,) = [s for s in steps if s["chosen"]]
+    assert picked["kept"] >= RunConfig().keep
+    assert math.isclose(steps[0]["kept"], 1.0)
+    assert min(picked["forget_nll"].values()) > max(steps[0]["forget_nll"].values())
