@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/expunge demo --out runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
