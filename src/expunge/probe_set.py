@@ -59,7 +59,6 @@ class ProbeSet:
     ) -> None:
         usable = [e for e in examples if e.has(condition)]
         self.size = len(usable)
-        self.subjects = [e.subject for e in usable]
         self.batches: list[Batch] = list(
             batches(model, prompter, usable, condition, batch_size=batch_size)
         )

@@ -14,17 +14,15 @@ less than removing more directions (docs/experiments.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from expunge.config import RunConfig
 from expunge.methods.base import Evidence, Method, Outcome, Verdict
-from expunge.methods.filters import TOWERS, edits_for, moment
+from expunge.methods.filters import TOWERS, edits_for, site_directions
 from expunge.plan import SiteEdit
-from expunge.subspace import Directions, directions, shares
+from expunge.subspace import Directions, shares
 
 RIDGE = 0.03
 ONSET = 2.0
@@ -49,13 +47,15 @@ class Step:
 def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     """Build the directions, and search their strength unless it is given."""
     folds = sorted({name for name, _ in evidence.moments if name != "forget"})
-    final = _directions(evidence, folds)
+    final = site_directions(evidence, RIDGE, folds, NUMBER)
     scores = {key: d.ratio for key, d in final.items()}
     if config.strength is not None:
         return Outcome(_edits(evidence, final, config.strength), scores)
     assert evidence.judge is not None
     judge = evidence.judge
-    without = [_directions(evidence, [f for f in folds if f != left]) for left in folds]
+    without = [
+        site_directions(evidence, RIDGE, [f for f in folds if f != left], NUMBER) for left in folds
+    ]
     start = judge({}, [{}] * len(folds))
     steps: list[Step] = []
 
@@ -66,19 +66,6 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     chosen = search(tried, start, config.keep, steps)
     told = _told(start, steps, chosen, config.keep)
     return Outcome(_edits(evidence, final, chosen), scores, {"search": told})
-
-
-def _directions(evidence: Evidence, kept: Sequence[str]) -> dict[str, Directions]:
-    found = {}
-    for site in evidence.sites:
-        forget = moment(evidence, ("forget",), site.key)
-        retain = moment(evidence, kept, site.key)
-        if forget is not None:
-            nothing = torch.zeros_like(forget)
-            found[site.key] = directions(
-                forget, nothing if retain is None else retain, ridge=RIDGE, number=NUMBER
-            )
-    return found
 
 
 def _edits(
@@ -148,6 +135,7 @@ def is_forgotten(now: Verdict) -> bool:
 
 def _told(start: Verdict, steps: list[Step], chosen: float, keep: float) -> dict[str, Any]:
     def row(strength: float, v: Verdict, kept: float, picked: bool) -> dict[str, Any]:
+        """One line of the search table."""
         return {
             "strength": strength,
             "forget": dict(v.recalled),

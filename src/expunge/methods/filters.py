@@ -13,7 +13,7 @@ from expunge.config import RunConfig
 from expunge.methods.base import Evidence, Method, Outcome, stats_of
 from expunge.plan import SiteEdit
 from expunge.stats import SecondMoment
-from expunge.subspace import Directions, compressed, directions, lowrank_edit, shares
+from expunge.subspace import MAX_RANK, Directions, compressed, directions, lowrank_edit, shares
 
 TOWERS = ("connector", "language")
 RIDGE = 0.3
@@ -31,17 +31,21 @@ def moment(evidence: Evidence, sets: Sequence[str], key: str) -> Tensor | None:
     return sum(found[1:], found[0]) / len(found) if found else None
 
 
-def site_directions(evidence: Evidence, ridge: float = RIDGE) -> dict[str, Directions]:
-    """Generalised eigen-directions of every site that fired on the forget set."""
+def site_directions(
+    evidence: Evidence,
+    ridge: float = RIDGE,
+    kept: Sequence[str] = ("retain",),
+    number: int = MAX_RANK,
+) -> dict[str, Directions]:
+    """At most `number` eigen-directions of every site that fired on forget, against sets `kept`."""
     found = {}
     for site in evidence.sites:
         forget = moment(evidence, ("forget",), site.key)
         if forget is None:
             continue
-        retain = moment(evidence, ("retain",), site.key)
-        found[site.key] = directions(
-            forget, torch.zeros_like(forget) if retain is None else retain, ridge=ridge
-        )
+        retain = moment(evidence, kept, site.key)
+        base = torch.zeros_like(forget) if retain is None else retain
+        found[site.key] = directions(forget, base, ridge=ridge, number=number)
     return found
 
 
