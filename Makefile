@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint bench bench-groups test-floor clean
+.PHONY: demo test lint bench bench-groups picture test-floor clean
 demo: $(STAMP)
 	$(BIN)/expunge demo --out runs/demo
 
@@ -22,6 +22,11 @@ bench: $(STAMP)
 
 bench-groups: $(STAMP)
 	$(BIN)/python benchmarks/groups.py
+
+# The top of a report as docs/report.png; needs a Chromium or Chrome.
+RUN ?= runs/demo
+picture: $(STAMP)
+	$(BIN)/python docs/picture.py $(RUN)/report.html
 
 # The family tests under the oldest transformers that is promised.
 test-floor:

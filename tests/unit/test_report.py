@@ -22,8 +22,10 @@ from expunge.errors import InputError
 from expunge.report import write_report
 from expunge.report.change import bins, threshold
 from expunge.report.charts import ticks
+from expunge.report.figures import short, whole
 from expunge.report.folder import read_run
 from expunge.report.results import Results
+from expunge.report.search import search_view
 from expunge.report.verdict import judge, kept, verdict
 
 EVIL = "<script>alert('x')</script>&\"'"
@@ -171,8 +173,10 @@ def make_run(folder: Path, seed: int = 0, results: dict | None = None) -> dict:
     attacks = {
         "relearn": {
             "title": "Relearning",
-            "columns": ["steps", "unlearned", "gold"],
-            "rows": [[0, 0.1234, 0.11], [10, 0.4321, 0.4]],
+            "columns": ["steps", "unlearned", "low", "high", "gold"],
+            "rows": [[0, 0.1234, 0.1, 0.2, 0.11], [10, 0.4321, 0.3, 0.5, 0.4]],
+            "axes": ["fine-tuning steps", "accuracy of the attacked"],
+            "figures": {"area above gold": 0.03},
             "curves": {"unlearned": [[0, 0.1234], [10, 0.4321]], "gold": [[0, 0.11], [10, 0.4]]},
             "note": "Area above gold 0.03.",
         },
@@ -191,7 +195,12 @@ def read(folder: Path, **options) -> tuple[str, Page]:
 
 
 def share(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.1f}\u00a0%"
+
+
+def measured(entry: dict) -> str:
+    low, high = entry["ci95"]
+    return f"{share(entry['accuracy'])} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 @pytest.fixture
@@ -209,16 +218,13 @@ def test_accuracy_table_equals_results(run):
                 row = page.row(name, label, task)
                 for place, model in enumerate(("vanilla", "unlearned", "gold"), start=3):
                     entry = made["results"]["models"][model][name][condition][task]
-                    low, high = entry["ci95"]
-                    assert row[place] == (
-                        f"{share(entry['accuracy'])} [{100 * low:.1f}, {100 * high:.1f}]"
-                    )
-                assert row[6:] == ["10.0 %", "40"]
+                    assert row[place] == measured(entry)
+                assert row[6:] == [share(0.1), "40"]
             cells = [made["results"]["models"][m][name][condition] for m in ("vanilla", "gold")]
             loss = page.row(name, label, "answer loss")
-            assert [loss[3], loss[5]] == [f"{c['nll']:.4g}" for c in cells]
+            assert [loss[3], loss[5]] == [f"{c['nll']:.3f}" for c in cells]
             rouge = page.row(name, label, "ROUGE-L")
-            assert rouge[3] == f"{cells[0]['generation']['rouge_l']:.4g}"
+            assert rouge[3] == f"{cells[0]['generation']['rouge_l']:.3f}"
             assert not any(row[:3] == [name, label, "cloze"] for row in page.rows)
 
 
@@ -231,17 +237,22 @@ def test_request_summary_balance_and_provenance_equal_files(run):
     assert page.rows.count(["budget", "0.02"]) == 2  # in the request and in the configuration
     assert page.row("plan bytes")[1] == "1,234"
     assert "0123456789ab" in page.text and "ba9876543210" in page.text
-    assert page.row("forget accuracy multi")[1] == "0.1413"
+    assert page.row("base model")[1] == "tiny-llava"
+    assert "base model tiny-llava · 2 subjects · 24 questions to forget · seed 7" in page.text
+    assert page.row("strength found by search")[1] == "2"
+    assert page.row("forget accuracy multi")[1] == "0.141"
     assert page.row("collapsed")[1] == "no"
     models = made["results"]["models"]
     for model in models:
-        multi, text = (models[model]["forget"][c]["all"]["accuracy"] for c in ("multi", "text"))
-        expected = [model, "forget", share(multi), share(text), share(abs(multi - text))]
-        assert page.row(model, "forget") == expected
-    origin = {"base fingerprint": "f1f2f3f4a5", "forget hash": "feed1234", "date": "2025-01-02"}
-    for name, value in {**origin, "torch": "2.13.0", "transformers": "5.23.0"}.items():
+        multi, text = (models[model]["forget"][c]["all"] for c in ("multi", "text"))
+        gap = share(abs(multi["accuracy"] - text["accuracy"]))
+        assert page.row(model, "forget") == [model, "forget", measured(multi), measured(text), gap]
+    for name, value in {"base fingerprint": "f1f2f3f4a5", "forget hash": "feed1234"}.items():
         assert page.row(name)[1] == value
-    assert page.row("collect")[1] == "1.5"
+    assert page.rows.count(["date", "2025-01-02"]) == page.rows.count(["seed", "7"]) - 1 == 2
+    assert page.row("torch")[1:] == ["–", "2.13.0"]
+    assert page.row("transformers")[1:] == ["5.23.0", "–"]
+    assert page.row("collect, seconds")[1] == "1.500"
 
 
 def test_plan_tables_equal_the_tensors(run):
@@ -253,7 +264,7 @@ def test_plan_tables_equal_the_tensors(run):
         assert row[3:6] == [str(len(values)), str(count), share(count / len(values))]
     a, b = (part.astype(np.float32).astype(np.float64) for part in made["factors"])
     energy = float(((a @ b) ** 2).sum())
-    assert page.row("connector.0")[6] == f"rank 3, energy |AB|² {energy:.4g}"
+    assert page.row("connector.0")[6] == f"rank 3, energy |AB|² {short(energy)}"
     keys = [row[0] for row in page.rows if row and row[0] in made["header"]["sites"]]
     assert keys == ["vision.0", "connector.0", "language.2", "language.10"]
     values = [values for key, values in made["scores"].items() if key.startswith("language")]
@@ -265,13 +276,60 @@ def test_plan_tables_equal_the_tensors(run):
 def test_search_and_attacks_equal_files(run):
     _, folder = run
     text, page = read(folder)
-    assert page.row("strength") == ["strength", "forget multi", "held out retain", "choice"]
-    assert page.row("2")[1:] == ["0.2", "0.96", "✔ chosen"]
-    assert page.row("1")[1:] == ["0.5", "0.97", ""]
-    assert page.row("10") == ["10", "0.4321", "0.4"]
+    heads = ["strength", "forget recalled", "held-out retain", "choice"]
+    assert page.row("strength") == heads
+    assert page.row("2")[1:] == ["0.200", "0.960", "✔ chosen"]
+    assert page.row("1")[1:] == ["0.500", "0.970", ""]
+    assert "The largest strength within the limit." in page.text and "Limit: 0.05." in page.text
+    assert page.row("10") == ["10", "0.432 [0.300, 0.500]", "0.400"]
+    assert page.row("Relearning") == ["Relearning", "area above gold", "0.030"]
     assert "Area above gold 0.03." in page.text
-    assert text.count("<polyline") == 2
-    assert "unlearned from 0.1234 at 0 to 0.4321 at 10" in page.text
+    assert text.count("<polyline") == 3
+    assert "unlearned from 0.123 at 0 to 0.432 at 10" in page.text
+    for label in ("fine-tuning steps", "accuracy of the attacked", "chosen", "limit"):
+        assert f">{label}</text>" in text
+
+
+def test_strengths_are_drawn_in_rising_order(run):
+    _, folder = run
+    found = {"multi": 1.0, "text": 0.98}
+    steps = [
+        {"strength": 0.0, "forget": found, "kept": 1.0, "chosen": False},
+        {"strength": 0.27, "forget": {"multi": 0.2, "text": 0.3}, "kept": 0.9, "chosen": False},
+        {"strength": 0.09, "forget": {"multi": 0.5, "text": 0.7}, "kept": 0.97, "chosen": True},
+    ]
+    view = search_view({"limit": 0.95, "steps": steps})
+    assert [row[0] for row in view.table.rows] == ["0", "0.090", "0.270"]
+    assert view.table.rows[1][1] == "0.500\u00a0/\u00a00.700" and view.table.chosen == {1}
+    paths = re.findall(r'<polyline[^>]*points="([^"]*)"', str(view.picture))
+    heights = [[float(pair.split(",")[1]) for pair in path.split()] for path in paths]
+    drawn = [[s["forget"]["multi"] for s in steps], [s["forget"]["text"] for s in steps],
+             [s["kept"] for s in steps]]  # fmt: skip
+    top = 44 + 18 * 3
+    for levels, values in zip(heights, drawn, strict=True):
+        expected = [top + 200 * (1 - values[place]) for place in (0, 2, 1)]
+        assert levels == pytest.approx(expected, abs=0.06)
+    limit = re.search(r'<line class="chance"[^>]*y1="([\d.]+)"', str(view.picture))
+    assert limit is not None and float(limit[1]) == pytest.approx(top + 200 * 0.05, abs=0.06)
+
+
+def test_search_over_training_runs_is_shown():
+    candidates = [
+        {"rate": 0.001, "steps": 10, "forget_accuracy": 0.75, "retain_accuracy": 0.99},
+        {"rate": 0.001, "steps": 30, "forget_accuracy": 0.25, "retain_accuracy": 0.98},
+    ]
+    view = search_view(
+        {
+            "rule": "the least forget accuracy",
+            "keep": 0.97,
+            "candidates": candidates,
+            "chosen": {"rate": 0.001, "steps": 30},
+        }
+    )
+    assert view.told == ["the least forget accuracy", "Limit: 0.97."]
+    assert view.table.columns[:3] == ["rate", "steps", "forget accuracy"]
+    assert [row[-1] for row in view.table.rows] == ["", "✔ chosen"]
+    assert view.picture is None
 
 
 def plot_points(text: str, ident: str) -> list[float]:
@@ -286,7 +344,7 @@ def test_dots_stand_where_the_figures_say(run):
     text, page = read(folder)
     for number, condition in enumerate(("multi", "text")):
         expected = [
-            130 + 480 * made["results"]["models"]["vanilla"][name][condition]["all"]["accuracy"]
+            80 + 236 * made["results"]["models"]["vanilla"][name][condition]["all"]["accuracy"]
             for name in SETS
         ]
         assert plot_points(text, f"picture-{number}") == pytest.approx(expected, abs=0.06)
@@ -309,7 +367,9 @@ def test_page_is_self_contained_and_accessible(run):
     targets = [a["href"][1:] for t, a in page.tags if t == "a"]
     assert targets and set(targets) <= set(ids)
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert len(drawings) == 2 + 2 + 2 + 1 + 1  # sets, heat maps, scores, balance, attack
+    assert (
+        len(drawings) == 2 + 2 + 2 + 1 + 1 + 1
+    )  # sets, heat maps, scores, balance, search, attack
     for attributes in drawings:
         assert set(attributes["aria-labelledby"].split()) <= set(ids)
     assert all(a.get("scope") in ("col", "row") for t, a in page.tags if t == "th")
@@ -338,7 +398,7 @@ def test_every_text_is_escaped(tmp_path):
     attacks = spoil(made["attacks"])
     attacks["relearn"]["rows"][0][0] = EVIL
     attacks["relearn"]["curves"] = {EVIL: [[0, 1], [1, 2]]}
-    attacks[EVIL] = {"columns": ["a"], "rows": []}
+    attacks[EVIL] = {"columns": ["a"], "rows": [], "figures": {EVIL: 1.0}}
     search = spoil(made["search"])
     search["steps"][0][EVIL] = EVIL
     content = spoil(made["content"])
@@ -380,6 +440,23 @@ def test_subject_names_in_a_plan_are_withheld(run):
     assert "Jane Roe" not in text and "jane-roe" not in text
     assert page.row("forget_weight")[1] == "0.5"
     assert page.row("retain_files")[1] == "(withheld)"
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("/home/jane/models/llava-7b", "llava-7b"),
+        ("./jane/llava/", "llava"),
+        ("C:\\Users\\jane\\llava", "llava"),
+        ("org/llava-7b", "org/llava-7b"),
+    ],
+)
+def test_checkpoints_are_named_without_their_path(run, given, shown):
+    _, folder = run
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": given, "gold": given}))
+    text, page = read(folder)
+    assert ["model", shown] in page.rows and ["gold", shown] in page.rows
+    assert "jane" not in text
 
 
 def test_smallest_run_says_what_is_missing(tmp_path):
@@ -432,7 +509,7 @@ def test_one_condition_and_null_figures(run):
         results["models"]["unlearned"]["real"]["multi"]["all"]["accuracy"]
     )
     assert "not evaluated under both conditions" in page.text
-    assert "the loss on its answers" not in page.text
+    assert "The loss on its answers" not in page.text
 
 
 def test_without_all_the_tasks_are_pooled_by_questions():
@@ -489,18 +566,19 @@ def results_of(vanilla, unlearned, gold=None, retain=0.95, chance=0.1, **summary
 def test_verdict_follows_the_numbers(case, word, tone):
     found = verdict(results_of((0.98, 0.97), **case))
     assert (found.word, found.tone) == (word, tone)
-    assert found.sentence.startswith(f"{word}: ")
+    assert found.reasons and all(reason.endswith(".") for reason in found.reasons)
     assert found.sign in "✔◐✖?"
 
 
-def test_verdict_sentence_holds_the_figures():
-    found = verdict(results_of((0.9, 0.8), (0.18, 0.1), (0.1, 0.05), retain=0.97))
-    assert "from 90.0 % to 18.0 % under image + text (90 % of the way to gold 10.0 %)" in (
-        found.sentence
-    )
-    assert "from 80.0 % to 10.0 % under text only (93 % of the way to gold 5.0 %)" in found.sentence
-    assert "97.0 % (retain, image + text)" in found.sentence
-    assert found.sentence.count(". ") == 0 and found.sentence.endswith(".")
+def told(results: Results) -> str:
+    return " ".join(verdict(results).reasons).replace("\u00a0", " ")
+
+
+def test_verdict_holds_the_figures_with_their_intervals():
+    words = told(results_of((0.9, 0.8), (0.18, 0.1), (0.1, 0.05), retain=0.97))
+    assert "from 90 % to 18 % [15, 21] under image + text (90 % of the way to gold 10 %)" in words
+    assert "from 80 % to 10 % [7, 13] under text only (93 % of the way to gold 5 %)" in words
+    assert "97.0 % (retain, image + text)" in words
 
 
 def test_verdict_counts_unseen_questions():
@@ -508,22 +586,106 @@ def test_verdict_counts_unseen_questions():
     data = results.data
     for model, value in (("vanilla", 0.9), ("unlearned", 0.85), ("gold", 0.1)):
         data["models"][model]["test"] = {"multi": cell(value)}
-    found = verdict(Results(data))
-    assert found.word == "Hardly forgotten, the rest kept"
-    assert "on unseen questions about the same subjects accuracy went from 90.0 % to 85.0 %" in (
-        found.sentence
-    )
+    assert verdict(Results(data)).word == "Hardly forgotten, the rest kept"
+    words = "On unseen questions about the same subjects accuracy went from 90 % to 85 % [82, 88]"
+    assert words in told(Results(data))
 
 
 def test_verdict_admits_a_wide_interval():
     results = results_of((0.9, 0.9), (0.15, 0.1), (0.1, 0.1))
-    assert "upper end" not in verdict(results).sentence
+    assert "upper end" not in told(results)
     results.data["models"]["unlearned"]["forget"]["multi"]["all"]["ci95"] = [0.05, 0.4]
-    sentence = verdict(Results(results.data)).sentence
     assert (
-        "at the upper end of the 95 % interval (forget, image + text: 40.0 %) it would be partly "
-        "forgotten"
-    ) in sentence
+        "At the upper end of the 95 % interval (forget, image + text: 40 %) it would be partly "
+        "forgotten."
+    ) in told(Results(results.data))
+
+
+def test_a_collapsed_model_is_called_so_first():
+    results = results_of((0.9, 0.9), (0.1, 0.1), (0.1, 0.1), collapsed=True)
+    assert verdict(results).reasons[0].startswith("The answers are garbage")
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [(0.0, "0 %"), (0.004, "0.4 %"), (0.137, "14 %"), (0.998, "99.8 %"), (1.0, "100 %")],
+)
+def test_whole_per_cent_hides_no_loss(value, printed):
+    assert whole(value).replace("\u00a0", " ") == printed
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [(8.8e-05, "< 0.001"), (-1e-5, "> −0.001"), (0.0, "0"), (3.0, "3"), (0.14637, "0.146"),
+     (12.345, "12.3"), (1234.56, "1,235"), (None, "–"), (math.nan, "–"), (5, "5"), ("a", "a")],
+)  # fmt: skip
+def test_short_figures(value, printed):
+    assert short(value) == printed
+
+
+def test_headline_shows_every_model_with_its_interval(run):
+    made, folder = run
+    text, _ = read(folder)
+    head = text[text.index('id="kept"') : text.index('id="request"')]
+    for models in made["results"]["models"].values():
+        for name in SETS:
+            for condition in ("multi", "text"):
+                entry = models[name][condition]["all"]
+                low, high = (f"{100 * end:.0f}" for end in entry["ci95"])
+                assert f">{whole(entry['accuracy'])} [{low}, {high}]</text>" in head
+    assert head.count(">accuracy</text>") == 2
+
+
+def colours(css: str) -> list[dict[str, tuple[float, ...]]]:
+    """The palettes of the style sheet (light, dark, print) as linear RGB."""
+    found = []
+    for block in re.findall(r":root \{(.*?)\}", css, re.S):
+        pairs = re.findall(r"--(\w+): #([0-9a-f]{6})", block)
+        rgb = {k: [int(v[i : i + 2], 16) / 255 for i in (0, 2, 4)] for k, v in pairs}
+        found.append(
+            {
+                k: tuple(c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in v)
+                for k, v in rgb.items()
+            }
+        )
+    return found
+
+
+# Machado, Oliveira and Fernandes (2009), severity 1.0, on linear RGB.
+BLINDNESS = {
+    "none": np.eye(3),
+    "protan": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                        [-0.003882, -0.048116, 1.051998]]),
+    "deutan": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                        [-0.011820, 0.042940, 0.968881]]),
+    "tritan": np.array([[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+                        [0.004733, 0.691367, 0.303900]]),
+}  # fmt: skip
+
+
+def lab(linear: np.ndarray) -> np.ndarray:
+    matrix = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
+    xyz = matrix @ np.clip(linear, 0, 1) / np.array([0.9505, 1.0, 1.089])
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def test_colours_are_legible_and_told_apart_by_the_colour_blind():
+    css = (Path(write_report.__code__.co_filename).parent / "report.css").read_text("utf-8")
+    palettes = colours(css)
+    assert len(palettes) == 3
+    weights = np.array([0.2126, 0.7152, 0.0722])
+    for palette in palettes:
+        paper = weights @ palette["paper"]
+        for name in ("ink", "soft", "link", *(f"c{i}" for i in range(6))):
+            light, dark = sorted((weights @ palette[name], paper), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, name  # WCAG 2.1, 1.4.3
+        for kind, matrix in BLINDNESS.items():
+            seen = [lab(matrix @ np.array(palette[f"c{i}"])) for i in range(3)]
+            apart = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
+            assert min(apart) > 20, kind
 
 
 @pytest.mark.parametrize(
@@ -583,6 +745,17 @@ def test_scores_that_cannot_be_drawn_are_counted(run):
     assert "Scores in the vision tower: 3 scores" in text
 
 
+def test_scores_of_a_low_rank_edit_are_of_directions(run):
+    _, folder = run
+    scores = {"connector.0": np.array([0.5, 2.0, 8.0]), "vision.0": np.ones(48)}
+    save_file(scores, folder / "scores.safetensors")
+    text, page = read(folder)
+    assert "Scores in the connector tower: 3 directions, each scored by forget against" in page.text
+    assert "Scores in the vision tower: 48 scores" in page.text
+    assert ">directions, logarithmic height</text>" in text
+    assert ">neurons, logarithmic height</text>" in text
+
+
 def test_scaling_and_half_precision_plans(tmp_path):
     (tmp_path / "results.json").write_text("{}")
     sites = {
@@ -598,7 +771,7 @@ def test_scaling_and_half_precision_plans(tmp_path):
     header = json.dumps(make_header(sites))
     save_file(tensors, tmp_path / "plan.safetensors", {"expunge": header})
     _, page = read(tmp_path)
-    assert page.row("language.0")[2:] == ["scale", "8", "2", "25.0 %", "mean factor 0.375"]
+    assert page.row("language.0")[2:] == ["scale", "8", "2", "25.0\u00a0%", "mean factor 0.375"]
     assert page.row("language.1")[6] == "rank 2, energy |AB|² 128"
 
 

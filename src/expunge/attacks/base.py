@@ -30,8 +30,9 @@ COLUMNS = (
     "above gold",
 )
 READING = (
-    "Accuracy; low and high bound unlearned's 95 % interval over subjects. Recovered: unlearned"
-    " under this variant less unlearned under the first; above gold: the same less gold's gain."
+    "Accuracy; low to high, or in brackets: unlearned's 95 % interval over subjects. Recovered:"
+    " unlearned under this variant less unlearned under the first; above gold: the same less gold's"
+    " gain."
 )
 
 
@@ -97,7 +98,8 @@ class Attack:
         name: Name on the command line.
         about: One line.
         run: Context -> {"title", "columns", "rows", "note"} and, for some, "curves" (name ->
-            points) and "figures" (name -> number); nothing in it quotes the question sets.
+            points) with their "axes" (x, y), and "figures" (name -> number); nothing in it quotes
+            the question sets.
         needs: Sets without which there is nothing to measure.
     """
 

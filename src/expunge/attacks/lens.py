@@ -91,6 +91,7 @@ def run(context: Context) -> Result:
         ],
         "rows": rows,
         "curves": curves,
+        "axes": ["layer (0 is the embedding)", f"share of answers among the first {NEAR}"],
         "note": (
             "Rank of the answer's first token when a layer's state at the last position of the"
             " question is read by the output embedding (layer 0 is the embedding); curves and"

@@ -117,6 +117,7 @@ def run(context: Context) -> Result:
         "columns": ["layer", "asked with", *MODELS, "commonest answer"],
         "rows": rows,
         "curves": curves,
+        "axes": ["layer (0 is the embedding)", "accuracy of the probe"],
         "note": _note(bool(rows)),
         "figures": figures,
     }

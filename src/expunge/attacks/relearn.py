@@ -158,6 +158,7 @@ def run(context: Context, steps: Sequence[int] = STEPS) -> Result:
         "columns": ["learned from", "asked with", "steps", "vanilla", "unlearned", "gold"],
         "rows": rows,
         "curves": lines,
+        "axes": ["fine-tuning steps", "accuracy"],
         "note": _note(context, figures),
         "figures": figures,
     }

@@ -1,4 +1,4 @@
-"""Views of the measured figures: the big table, the dot plots, modality balance."""
+"""Views of the measured figures: the dot plots, the big table, modality balance."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from expunge.report.figures import (
     flatten,
     percent,
     plain,
+    short,
+    whole,
 )
 from expunge.report.results import Results, Score
 
@@ -51,9 +53,12 @@ def likelihood_table(results: Results) -> Table | None:
                 values = [_soft(results, model, name, condition, key) for model in results.models]
                 if any(value is not None for value in values):
                     head = [name, condition_name(condition), title]
-                    rows.append([*head, *(plain(value) for value in values)])
+                    rows.append([*head, *(short(value) for value in values)])
     columns = ["set", "condition", "figure", *results.models]
-    caption = "Wording and likelihood of the reference answer (loss: mean over answer tokens, nats)"
+    caption = (
+        "Wording and likelihood of the reference answer: means without interval; loss in nats per"
+        " answer token"
+    )
     return Table(caption, columns, rows, heads=3) if rows else None
 
 
@@ -72,8 +77,8 @@ def pictures(results: Results) -> list[tuple[str, Markup]]:
                         chance.setdefault(name, score.chance)
         rows = [name for name in results.sets if any(name in points for points in series.values())]
         if rows:
-            title = f"Accuracy by set under {condition_name(condition)}"
-            desc = "; ".join(
+            title = f"Asked with {condition_name(condition)}"
+            desc = "Accuracy: " + "; ".join(
                 points[name].note for name in rows for points in series.values() if name in points
             )
             ident = f"picture-{results.conditions.index(condition)}"
@@ -88,11 +93,10 @@ def balance_table(results: Results) -> Table | None:
         for name in ("forget", "test"):
             multi, text = (results.score(model, name, part) for part in ("multi", "text"))
             if multi is not None and text is not None:
-                gap = abs(multi.accuracy - text.accuracy)
-                shown = [percent(value) for value in (multi.accuracy, text.accuracy, gap)]
-                rows.append([model, name, *shown])
+                gap = percent(abs(multi.accuracy - text.accuracy))
+                rows.append([model, name, _with_interval(multi), _with_interval(text), gap])
     columns = ["model", "set", *(condition_name(part) for part in ("multi", "text")), "gap"]
-    caption = "What a model still knows through each modality"
+    caption = "Accuracy through each modality, with its 95 % interval; the gap is their difference"
     return Table(caption, columns, rows, heads=2) if rows else None
 
 
@@ -116,7 +120,7 @@ def summary_table(results: Results) -> Table | None:
     """Every figure of the summary as it stands in `results.json`."""
     rows = []
     for name, value in flatten(results.summary).items():
-        rows.append([name.replace("_", " "), plain(value)])
+        rows.append([name.replace("_", " "), short(value)])
     caption = "Summary figures as they stand in results.json (shares from 0 to 1)"
     return Table(caption, ["figure", "value"], rows) if rows else None
 
@@ -145,4 +149,7 @@ def _count(scores: list[Score]) -> str:
 
 
 def _point(label: str, score: Score) -> Point:
-    return Point(score.accuracy, score.low, score.high, f"{label} {_with_interval(score)}")
+    shown = whole(score.accuracy)
+    if score.low is not None and score.high is not None:
+        shown += f" [{100 * score.low:.0f}, {100 * score.high:.0f}]"
+    return Point(score.accuracy, score.low, score.high, f"{label} {_with_interval(score)}", shown)

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from expunge.report.charts import Bin, Cell, heat_map, histogram
-from expunge.report.figures import MISSING, Table, ordered, percent, plain
+from expunge.report.figures import MISSING, Table, ordered, percent, plain, short
 from expunge.report.folder import TOWERS, PlanFile, SiteEdit
 
 BINS = 36
@@ -31,7 +31,7 @@ def site_table(plan: PlanFile) -> Table:
         for site in plan.sites
     ]
     columns = ["site", "tower", "edit", "width", "neurons", "share", "detail"]
-    return Table("Edited sites", columns, rows)
+    return Table("Edited sites (energy: squared norm of the change)", columns, rows)
 
 
 def tower_table(plan: PlanFile) -> Table:
@@ -53,14 +53,14 @@ def heat_maps(plan: PlanFile) -> list[tuple[str, Markup]]:
     single = [site for site in plan.sites if site.indices is not None]
     if single:
         rows = _by_tower(single, {site.key: site.share for site in single})
-        title = "Share of neurons changed at each edited site, per cent"
+        title = "Share of neurons changed at each edited site (its number), per cent"
         desc = f"{_span(single)} The darkest cell is {percent(max(s.share for s in single))}."
         maps.append((title, heat_map("heat-neurons", title, desc, rows)))
     total = sum(site.energy or 0.0 for site in plan.sites)
     if total > 0:
         factored = [site for site in plan.sites if site.energy is not None]
         shares = {site.key: (site.energy or 0.0) / total for site in factored}
-        title = "Share of the energy of the low-rank change at each edited site, per cent"
+        title = "Share of the low-rank change's energy at each edited site (its number), per cent"
         desc = f"{_span(factored)} The darkest cell is {percent(max(shares.values()))}."
         maps.append((title, heat_map("heat-energy", title, desc, _by_tower(factored, shares))))
     return maps
@@ -80,7 +80,11 @@ def score_plots(
         values = np.concatenate([scores[key] for key in towers[tower]])
         chosen = np.concatenate([_chosen(sites.get(key), scores[key]) for key in towers[tower]])
         shown = np.isfinite(values) & (values > 0)
+        low_rank = any(sites[key].kind == "lowrank" for key in towers[tower] if key in sites)
+        unit = "directions" if low_rank else "neurons"
         note = f"{len(values):,} scores, {int(chosen.sum()):,} of them of changed neurons"
+        if low_rank:
+            note = f"{len(values):,} directions, each scored by forget against retain energy"
         if not shown.all():
             note += f"; {int((~shown).sum()):,} scores of zero, below or not finite are not drawn"
         picture = Markup()
@@ -90,9 +94,12 @@ def score_plots(
             limit = threshold(logs, marks)
             if limit is not None:
                 note += f"; threshold (least score changed) {10**limit:.4g}"
+            axes = ("log10 of score", f"{unit}, logarithmic height")
             picture = histogram(
-                f"scores-{number}", title, note, bins(logs, marks, limit), limit, "log10 of score"
+                f"scores-{number}", title, note, bins(logs, marks, limit), limit, axes
             )
+            if chosen.any():
+                note += ". Solid bars: kept; outlined bars: changed"
         plots.append((title, picture, note))
     return plots
 
@@ -146,8 +153,8 @@ def _span(sites: Sequence[SiteEdit]) -> str:
 
 def _detail(site: SiteEdit) -> str:
     if site.rank is not None:
-        size = "" if site.energy is None else f", energy |AB|² {site.energy:.4g}"
+        size = "" if site.energy is None else f", energy |AB|² {short(site.energy)}"
         return f"rank {site.rank}{size}"
     if site.mean_factor is not None:
-        return f"mean factor {site.mean_factor:.4g}"
+        return f"mean factor {site.mean_factor:.3g}"
     return "outgoing weights set to 0" if site.kind == "prune" else MISSING

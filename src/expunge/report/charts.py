@@ -11,17 +11,20 @@ from markupsafe import Markup
 SHAPES = ("circle", "diamond", "square", "triangle")
 DASHES = ("none", "7 4", "2 3", "10 3 2 3")
 COLOURS = 6
+SPAN = (80.0, 316.0)  # where 0 and 100 % stand in a dot plot
+NARROW = 500  # pictures wider than this scroll on a telephone
 DARKEST = 0.65  # so that the number in the cell keeps its contrast
 
 
 @dataclass(frozen=True)
 class Point:
-    """A share with the ends of its interval (None where there is none)."""
+    """A share with the ends of its interval (None where there is none), a tooltip, a figure."""
 
     value: float
     low: float | None = None
     high: float | None = None
     note: str = ""
+    shown: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def dot_plot(
     series: Mapping[str, Mapping[str, Point]],
     chance: Mapping[str, float] | None = None,
 ) -> Markup:
-    """Draw shares from 0 to 100 % as dots with interval whiskers, one lane per series.
+    """Draw accuracies as dots with interval whiskers and their figures, one lane per series.
 
     Args:
         ident: Prefix of the element ids, unique in the page.
@@ -61,14 +64,18 @@ def dot_plot(
         series: {series name: {row label: point}}.
         chance: Optional {row label: chance level}, drawn as a dashed tick.
     """
-    left, right, lane, gap = 130.0, 610.0, 16.0, 14.0
-    top = 20.0 + 18 * len(series) + (18 if chance else 0)
+    left, right, lane, gap = *SPAN, 16.0, 14.0
+    marks = len(series) + bool(chance)
+    top = 24.0 + 18 * math.ceil(marks / 4)
     height = lane * len(series) + gap
     bottom = top + height * len(rows)
-    parts = _legend(list(series), left, 14, lines=False)
+    parts: list[Markup] = []
+    for index, name in enumerate(series):
+        x, y = _spot(index)
+        parts += [_marker(index, x, y, ""), _text(x + 12, y + 4, name)]
     if chance:
-        y = 14.0 + 18 * len(series)
-        parts += [_line(left, y - 6, left, y + 6, "chance"), _text(left + 14, y + 4, "chance")]
+        x, y = _spot(len(series))
+        parts += [_line(x, y - 6, x, y + 6, "chance"), _text(x + 12, y + 4, "chance")]
     for step in range(0, 101, 20):
         x = left + (right - left) * step / 100
         parts += [_line(x, top, x, bottom, "grid"), _text(x, bottom + 18, f"{step} %", "middle")]
@@ -83,13 +90,15 @@ def dot_plot(
             if row in points:
                 y = start + gap / 2 + lane * (index + 0.5)
                 parts += _dot(index, points[row], y, left, right)
-    return _svg(ident, title, desc, 640, bottom + 28, parts)
+                parts.append(_text(right + 14, y + 4, points[row].shown))
+    parts.append(_text((left + right) / 2, bottom + 36, "accuracy", "middle"))
+    return _svg(ident, title, desc, 460, bottom + 44, parts)
 
 
 def heat_map(
     ident: str, title: str, desc: str, rows: Mapping[str, Sequence[Cell]], per_line: int = 12
 ) -> Markup:
-    """Draw one block of cells per row label; every cell prints its value in per cent.
+    """Draw one block of cells per row label; every cell prints its number and its per cent.
 
     Args:
         ident: Prefix of the element ids, unique in the page.
@@ -98,12 +107,12 @@ def heat_map(
         rows: {row label: its cells, in order}; a long row continues on further lines.
         per_line: Cells per line.
     """
-    left, wide, tall = 130.0, 42.0, 30.0
+    left, wide, tall = 84.0, 42.0, 40.0
     top = max((cell.value for cells in rows.values() for cell in cells), default=0.0)
     parts: list[Markup] = []
     y = 8.0
     for label, cells in rows.items():
-        parts.append(_text(left - 10, y + 20, label, "end"))
+        parts.append(_text(left - 10, y + 24, label, "end"))
         for number, cell in enumerate(cells):
             if number and number % per_line == 0:
                 y += tall
@@ -120,7 +129,7 @@ def histogram(
     desc: str,
     bins: Sequence[Bin],
     threshold: float | None,
-    axis: str,
+    axes: tuple[str, str],
 ) -> Markup:
     """Draw counts (logarithmic height); changed items stand in outlined bars.
 
@@ -130,9 +139,9 @@ def histogram(
         desc: Accessible description.
         bins: Adjoining bins, left to right; at least one.
         threshold: Where to draw the labelled line, or None.
-        axis: Label of the horizontal axis.
+        axes: Labels of the horizontal and the vertical axis.
     """
-    left, right, top, bottom = 60.0, 610.0, 46.0, 236.0
+    left, right, top, bottom = 60.0, 610.0, 56.0, 246.0
     low, high = bins[0].low, bins[-1].high
     most = max(max(item.kept, item.changed) for item in bins)
     scale = (bottom - top) / math.log10(1 + most)
@@ -148,7 +157,7 @@ def histogram(
         parts += [_line(x, bottom, x, bottom + 5, "axis")]
         parts += [_text(x, bottom + 18, f"{value:g}", "middle")]
     parts += [_line(left, bottom, right, bottom, "axis")]
-    parts += [_text((left + right) / 2, bottom + 36, axis, "middle")]
+    parts += [_text((left + right) / 2, bottom + 36, axes[0], "middle"), _text(8, 14, axes[1])]
     if threshold is not None:
         x = _place(threshold, low, high, left, right)
         side = "end" if x > (left + right) / 2 else "start"
@@ -158,7 +167,16 @@ def histogram(
 
 
 def line_plot(
-    ident: str, title: str, desc: str, curves: Mapping[str, Sequence[tuple[float, float]]]
+    ident: str,
+    title: str,
+    desc: str,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    axes: tuple[str, str] = ("", ""),
+    *,
+    hues: Sequence[int] = (),
+    names: Sequence[str] = (),
+    chosen: int | None = None,
+    limit: float | None = None,
 ) -> Markup:
     """Draw curves, told apart by dashes and markers as well as by colour.
 
@@ -167,21 +185,36 @@ def line_plot(
         title: Accessible name.
         desc: Accessible description.
         curves: {name: points in order}; at least one point in all.
+        axes: Labels of the horizontal and the vertical axis.
+        hues: One colour and marker per curve; curves that share one differ in their dashes.
+            By default every curve has its own.
+        names: What to print at x = 0, 1, 2 and so on, where x only counts.
+        chosen: The x to mark with a vertical line, or None.
+        limit: The y to mark with a horizontal line, or None.
     """
     points = [point for curve in curves.values() for point in curve]
     x_low, x_high = _span([x for x, _ in points])
     y_low, y_high = _span([*(y for _, y in points), 0.0])
     left, right = 60.0, 610.0
-    top = 20.0 + 18 * len(curves)
+    top = 44.0 + 18 * len(curves)
     bottom = top + 200
-    parts = _legend(list(curves), left, 14, lines=True)
-    for value in ticks(x_low, x_high):
+    styles = _styles(hues or range(len(curves)))
+    parts = [*_curve_legend(list(curves), styles, left, 14), _text(8, top - 16, axes[1])]
+    parts.append(_text((left + right) / 2, bottom + 38, axes[0], "middle"))
+    for value in range(len(names)) if names else ticks(x_low, x_high):
         x = _place(value, x_low, x_high, left, right)
-        parts += [_line(x, top, x, bottom, "grid"), _text(x, bottom + 18, f"{value:g}", "middle")]
+        told = names[int(value)] if names else f"{value:g}"
+        parts += [_line(x, top, x, bottom, "grid"), _text(x, bottom + 18, told, "middle")]
+    if chosen is not None:
+        x = _place(chosen, x_low, x_high, left, right)
+        parts += [_line(x, top - 6, x, bottom, "threshold"), _text(x, top - 10, "chosen", "middle")]
+    if limit is not None:
+        y = _place(limit, y_low, y_high, bottom, top)
+        parts += [_line(left, y, right, y, "chance"), _text(left + 6, y + 14, "limit")]
     for value in ticks(y_low, y_high):
         y = _place(value, y_low, y_high, bottom, top)
         parts += [_line(left, y, right, y, "grid"), _text(left - 6, y + 4, f"{value:g}", "end")]
-    for index, curve in enumerate(curves.values()):
+    for (hue, dash), curve in zip(styles, curves.values(), strict=True):
         spots = [
             (_place(x, x_low, x_high, left, right), _place(y, y_low, y_high, bottom, top))
             for x, y in curve
@@ -189,12 +222,13 @@ def line_plot(
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
         parts.append(
             Markup('<polyline class="curve c{}" stroke-dasharray="{}" points="{}"/>').format(
-                index % COLOURS, DASHES[index % len(DASHES)], path
+                hue % COLOURS, dash, path
             )
         )
         for (x, y), (raw_x, raw_y) in zip(spots, curve, strict=True):
-            parts.append(_marker(index, x, y, f"{raw_x:g}: {raw_y:g}"))
-    return _svg(ident, title, desc, 640, bottom + 28, parts)
+            told = names[int(raw_x)] if names else f"{raw_x:g}"
+            parts.append(_marker(hue, x, y, f"{told}: {raw_y:.3g}"))
+    return _svg(ident, title, desc, 640, bottom + 46, parts)
 
 
 def ticks(low: float, high: float, wanted: int = 6) -> list[float]:
@@ -261,7 +295,7 @@ def _heat(cell: Cell, x: float, y: float, width: float, height: float, depth: fl
     value = f"{100 * cell.value:.1f}" if cell.value < 0.9995 else "100"
     return Markup(
         '<g><title>{}</title><rect class="heat" x="{:.1f}" y="{:.1f}" width="{}" height="{}" '
-        'fill-opacity="{:.2f}"/><text x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text></g>'
+        'fill-opacity="{:.2f}"/>{}{}</g>'
     ).format(
         f"{cell.label}: {cell.note}",
         x,
@@ -269,25 +303,35 @@ def _heat(cell: Cell, x: float, y: float, width: float, height: float, depth: fl
         width,
         height,
         depth * DARKEST,
-        x + width / 2,
-        y + height / 2 + 4,
-        value,
+        _text(x + width / 2, y + 14, f"·{cell.label.rsplit('.', 1)[-1]}", "middle"),
+        _text(x + width / 2, y + 31, value, "middle"),
     )
 
 
-def _legend(names: Sequence[str], x: float, y: float, *, lines: bool) -> list[Markup]:
+def _spot(index: int) -> tuple[float, float]:
+    """Where entry `index` of a dot plot's legend stands: four in a line."""
+    return 16 + 108.0 * (index % 4), 14 + 18.0 * (index // 4)
+
+
+def _styles(hues: Sequence[int]) -> list[tuple[int, str]]:
+    """Hue and dashes of every curve: the first of each hue takes the first dashes."""
+    alone = len(set(hues)) == len(hues)
+    places = [n if alone else list(hues[:n]).count(hue) for n, hue in enumerate(hues)]
+    return [(hue, DASHES[n % len(DASHES)]) for hue, n in zip(hues, places, strict=True)]
+
+
+def _curve_legend(
+    names: Sequence[str], styles: Sequence[tuple[int, str]], x: float, y: float
+) -> list[Markup]:
     parts: list[Markup] = []
-    for index, name in enumerate(names):
-        level = y + 18 * index
-        if lines:
-            parts.append(
-                Markup(
-                    '<line class="curve c{}" stroke-dasharray="{}" x1="{}" y1="{}" x2="{}" '
-                    'y2="{}"/>'
-                ).format(index % COLOURS, DASHES[index % len(DASHES)], x - 20, level, x + 20, level)
-            )
-        parts.append(_marker(index, x, level, ""))
-        parts.append(_text(x + (28 if lines else 14), level + 4, name))
+    for row, (name, (hue, dash)) in enumerate(zip(names, styles, strict=True)):
+        level = y + 18 * row
+        parts.append(
+            Markup(
+                '<line class="curve c{}" stroke-dasharray="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>'
+            ).format(hue % COLOURS, dash, x - 20, level, x + 20, level)
+        )
+        parts += [_marker(hue, x, level, ""), _text(x + 28, level + 4, name)]
     return parts
 
 
@@ -325,6 +369,14 @@ def _svg(
     ident: str, title: str, desc: str, width: float, height: float, parts: Sequence[Markup]
 ) -> Markup:
     return Markup(
-        '<svg role="img" aria-labelledby="{0}-t {0}-d" viewBox="0 0 {1:.0f} {2:.0f}">'
+        '<svg role="img"{6} aria-labelledby="{0}-t {0}-d" viewBox="0 0 {1:.0f} {2:.0f}">'
         '<title id="{0}-t">{3}</title><desc id="{0}-d">{4}</desc>{5}</svg>'
-    ).format(ident, width, height, title, desc, Markup().join(parts))
+    ).format(
+        ident,
+        width,
+        height,
+        title,
+        desc,
+        Markup().join(parts),
+        Markup(' class="wide"') if width > NARROW else "",
+    )

@@ -86,12 +86,28 @@ def figure(value: Any, where: str, *, share: bool = False) -> float | None:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """Print a share as per cent, or a dash where there is none."""
-    return MISSING if value is None else f"{100 * value:.{digits}f} %"
+    """Print a share as per cent (with a space that does not break), or a dash for None."""
+    return MISSING if value is None else f"{100 * value:.{digits}f}\u00a0%"
+
+
+def whole(value: float) -> str:
+    """Print a share in whole per cent; near 0 and 100 with a digit, so that nothing is hidden."""
+    return percent(value, 1 if 0 < value < 0.01 or 0.99 < value < 1 else 0)
+
+
+def short(value: Any) -> str:
+    """Print a measured figure with as many digits as a reader can use, anything else plainly."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return plain(value)
+    if value.is_integer() or abs(value) >= 100:
+        return f"{value:,.0f}"
+    if abs(value) < 0.0005:
+        return "< 0.001" if value > 0 else "> −0.001"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def plain(value: Any) -> str:
-    """Print any JSON value on one line: four significant digits, `yes` or `no`, or the text."""
+    """Print any JSON value on one line: numbers in full, `yes` or `no`, or the text."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return MISSING
     if isinstance(value, bool):
@@ -99,7 +115,7 @@ def plain(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.12g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {plain(item)}" for name, item in value.items()) or MISSING
     if isinstance(value, list | tuple):

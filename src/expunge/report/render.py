@@ -16,6 +16,7 @@ from expunge.report import accuracy, change, story
 from expunge.report.figures import CONDITION_NAMES, as_map
 from expunge.report.folder import Run, read_run
 from expunge.report.results import MODELS
+from expunge.report.search import search_view
 from expunge.report.verdict import FORGOTTEN, HARMED, KEPT, PARTLY, verdict
 
 HERE = Path(__file__).parent
@@ -73,6 +74,7 @@ def _context(run: Run, *, show_content: bool) -> dict[str, Any]:
         "limits": {"forgotten": FORGOTTEN, "partly": PARTLY, "kept": KEPT, "harmed": HARMED},
         "absent": _absent(run),
         "method": str(results.data.get("method") or header.get("method") or "unknown method"),
+        "facts": story.facts(run, header),
         "request": story.request_table(run, header),
         "hashes": story.subject_hashes(header),
         "accuracy": accuracy.accuracy_table(results),
@@ -85,8 +87,8 @@ def _context(run: Run, *, show_content: bool) -> dict[str, Any]:
         "scores": change.score_plots(run.scores, plan) if run.scores else [],
         "balance": accuracy.balance_table(results),
         "balance_plot": accuracy.balance_plot(results),
-        "search": run.search,
-        "search_table": story.search_table(run.search) if run.search else None,
+        "search": search_view(run.search) if run.search else None,
+        "attack_summary": story.attack_summary(as_map(run.attacks, "attacks.json")),
         "attacks": story.attack_views(as_map(run.attacks, "attacks.json")),
         "show_content": show_content,
         "content": story.content_table(run.content) if run.content else None,

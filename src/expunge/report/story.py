@@ -1,4 +1,4 @@
-"""Views of everything around the figures: the request, search, attacks, content, provenance."""
+"""Views of everything around the figures: the request, attacks, content, provenance."""
 
 from __future__ import annotations
 
@@ -11,31 +11,66 @@ from markupsafe import Markup
 from expunge.data import SETS
 from expunge.errors import InputError
 from expunge.report.charts import line_plot
-from expunge.report.figures import MISSING, Table, as_list, as_map, figure, flatten, plain
+from expunge.report.figures import MISSING, Table, as_list, as_map, figure, flatten, plain, short
 from expunge.report.folder import Run
+from expunge.report.results import MODELS
+from expunge.report.search import chosen_strength
 
+SLASH = re.compile(r"[/\\]")
 HASH = re.compile(r"[0-9a-f]{8,64}")
 WITHHELD = "withheld"
 PRIVATE = {*SETS, "data", "subject", "subjects"}
+SETTINGS = ("budget", "strength", "keep")
+CHECKPOINTS = ("model", "gold")
 CONTENT = ("subject", "question", "vanilla", "unlearned", "gold")
 Header = Mapping[str, Any]
 
 
 def request_table(run: Run, header: Header) -> Table:
-    """What was asked: method, size of the sets, budget, strength, extent of the edit."""
+    """What was asked and made: method, model, size of the sets, settings, extent of the edit."""
     config = {**as_map(run.config, "config.yaml"), **as_map(header.get("config"), "plan config")}
     data = as_map(header.get("data"), "plan data")
+    base = as_map(header.get("base"), "plan base")
     rows = [["method", plain(run.results.data.get("method") or header.get("method"))]]
+    for name, title in (("id", "base model"), ("model_type", "model type")):
+        if base.get(name):
+            rows.append([title, plain(base[name])])
     for name in ("forget", "retain"):
         part = as_map(data.get(name), f"plan data {name}")
         rows.append([f"questions to {name}", plain(part.get("n"))])
         subjects = part.get("subjects")
         count = subjects if isinstance(subjects, int) or subjects is None else len(subjects)
         rows.append([f"subjects to {name}", plain(count)])
-    rows += [[name, plain(config[name])] for name in ("budget", "strength") if name in config]
+    asked = {name: config.get(name) for name in SETTINGS}
+    rows += [[name, plain(value)] for name, value in asked.items() if value is not None]
+    found = chosen_strength(run.search)
+    if found is not None:
+        rows.append(["strength found by search", short(found)])
     size = as_map(run.results.data.get("plan"), "results.json plan")
     rows += [[f"plan {name}", plain(value)] for name, value in size.items()]
-    return Table("The request", ["item", "value"], rows)
+    seed = run.results.data.get("seed", header.get("seed"))
+    rows += [
+        [n, plain(v)] for n, v in (("seed", seed), ("date", header.get("date"))) if v is not None
+    ]
+    return Table("The request and the plan made for it", ["item", "value"], rows)
+
+
+def facts(run: Run, header: Header) -> list[str]:
+    """The run in a few words: base model, what was to be forgotten, seed, date, version."""
+    base = as_map(header.get("base"), "plan base")
+    forget = as_map(as_map(header.get("data"), "plan data").get("forget"), "plan data forget")
+    subjects = forget.get("subjects")
+    seed = run.results.data.get("seed", header.get("seed"))
+    version = as_map(run.results.data.get("versions"), "results.json versions").get("expunge")
+    found = {
+        "base model {}": base.get("id") or base.get("model_type"),
+        "{} subjects": len(subjects) if isinstance(subjects, list) else subjects,
+        "{} questions to forget": forget.get("n"),
+        "seed {}": seed,
+        "{}": header.get("date"),
+        "expunge {}": version,
+    }
+    return [words.format(plain(value)) for words, value in found.items() if value is not None]
 
 
 def subject_hashes(header: Header) -> list[str]:
@@ -50,22 +85,6 @@ def subject_hashes(header: Header) -> list[str]:
     ]
 
 
-def search_table(search: Mapping[str, Any]) -> Table:
-    """The strengths tried, and which was chosen."""
-    steps = [
-        flatten(as_map(step, "search.json step"))
-        for step in as_list(search.get("steps"), "search.json steps")
-    ]
-    columns = list(dict.fromkeys(name for step in steps for name in step if name != "chosen"))
-    rows = [
-        [*(plain(step.get(name)) for name in columns), "✔ chosen" if step.get("chosen") else ""]
-        for step in steps
-    ]
-    chosen = frozenset(number for number, step in enumerate(steps) if step.get("chosen"))
-    titles = [name.replace("_", " ") for name in columns]
-    return Table("Strengths tried", [*titles, "choice"], rows, chosen=chosen)
-
-
 def attack_views(attacks: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One view per attack: title, note, table and, where there are curves, a picture."""
     views = []
@@ -74,8 +93,9 @@ def attack_views(attacks: Mapping[str, Any]) -> list[dict[str, Any]]:
         entry = as_map(entry, where)
         title = str(entry.get("title") or kind)
         columns = [str(name) for name in as_list(entry.get("columns"), f"{where} columns")]
+        axes = [str(name) for name in as_list(entry.get("axes"), f"{where} axes")]
         rows = [
-            [plain(cell) for cell in as_list(row, f"{where} rows")]
+            [short(cell) for cell in as_list(row, f"{where} rows")]
             for row in as_list(entry.get("rows"), f"{where} rows")
         ]
         if wrong := [row for row in rows if len(row) != len(columns)]:
@@ -88,11 +108,40 @@ def attack_views(attacks: Mapping[str, Any]) -> list[dict[str, Any]]:
             {
                 "title": title,
                 "note": str(entry.get("note") or ""),
-                "table": Table(title, columns, rows) if rows else None,
-                "picture": _curve_plot(f"attack-{number}", title, curves),
+                "table": Table(title, *_with_intervals(columns, rows)) if rows else None,
+                "picture": _curve_plot(f"attack-{number}", title, curves, axes),
             }
         )
     return views
+
+
+def attack_summary(attacks: Mapping[str, Any]) -> Table | None:
+    """The headline figures of all attacks, or None where there are none."""
+    rows = []
+    for kind, entry in attacks.items():
+        entry = as_map(entry, f"attacks.json {kind}")
+        figures = as_map(entry.get("figures"), f"attacks.json {kind} figures")
+        title = str(entry.get("title") or kind)
+        rows += [[title, str(name), short(value)] for name, value in figures.items()]
+    return (
+        Table("What the attacks brought back", ["attack", "figure", "value"], rows)
+        if rows
+        else None
+    )
+
+
+def _with_intervals(
+    columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Print the columns `low` and `high` as an interval behind the figure before them."""
+    at = next((i for i in range(1, len(columns)) if list(columns[i : i + 2]) == ["low", "high"]), 0)
+    if not at:
+        return list(columns), [list(row) for row in rows]
+    joined = [
+        [*row[: at - 1], f"{row[at - 1]} [{row[at]}, {row[at + 1]}]", *row[at + 2 :]]
+        for row in rows
+    ]
+    return [*columns[:at], *columns[at + 2 :]], joined
 
 
 def content_table(content: Mapping[str, Any]) -> Table:
@@ -126,16 +175,38 @@ def provenance_tables(run: Run, header: Header, *, show_content: bool) -> list[T
     parts: dict[str, Any] = {"Origin": {name: v for name, v in origin.items() if v is not None}}
     for title, values in settings.items():
         values = as_map(values, title)
-        parts[title] = flatten(values if show_content else hide(values))
-    versions = header.get("versions")
-    parts["Versions (plan)"] = as_map(versions, "plan versions")
-    parts["Versions (evaluation)"] = as_map(run.results.data.get("versions"), "versions")
-    parts["Seconds"] = as_map(run.results.data.get("seconds"), "results.json seconds")
-    return [
+        parts[title] = flatten(values if show_content else hide(_named(values)))
+    seconds = as_map(run.results.data.get("seconds"), "results.json seconds")
+    parts["Time"] = {f"{name}, seconds": short(value) for name, value in seconds.items()}
+    tables = [
         Table(title, ["item", "value"], [[name, plain(value)] for name, value in values.items()])
         for title, values in parts.items()
         if values
     ]
+    return [*tables, *_versions(run, header)]
+
+
+def _versions(run: Run, header: Header) -> list[Table]:
+    """Library versions when the plan was made and when it was evaluated, side by side."""
+    planned = as_map(header.get("versions"), "plan versions")
+    measured = as_map(run.results.data.get("versions"), "results.json versions")
+    rows = [
+        [name, plain(planned.get(name)), plain(measured.get(name))]
+        for name in {**planned, **measured}
+    ]
+    return [Table("Versions", ["library", "plan", "evaluation"], rows)] if rows else []
+
+
+def _named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Name checkpoints on this machine by their folder alone; a hub id stays as it is."""
+    named = dict(values)
+    for name in CHECKPOINTS:
+        value = named.get(name)
+        if isinstance(value, str) and (
+            value[:1] in ("/", ".", "~") or len(SLASH.findall(value)) > 1
+        ):
+            named[name] = SLASH.split(value.rstrip("/\\"))[-1]
+    return named
 
 
 def hide(value: Any, *, private: bool = False) -> Any:
@@ -169,13 +240,21 @@ def _curves(curves: Mapping[str, Any], where: str) -> dict[str, Sequence[tuple[f
 
 
 def _curve_plot(
-    ident: str, title: str, curves: Mapping[str, Sequence[tuple[float, float]]]
+    ident: str,
+    title: str,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    axes: Sequence[str],
 ) -> Markup | None:
     if not curves:
         return None
     ends = (
-        f"{name} from {curve[0][1]:.4g} at {curve[0][0]:g} to {curve[-1][1]:.4g} at "
+        f"{name} from {curve[0][1]:.3g} at {curve[0][0]:g} to {curve[-1][1]:.3g} at "
         f"{curve[-1][0]:g}"
         for name, curve in curves.items()
     )
-    return line_plot(ident, title, "; ".join(ends) or MISSING, curves)
+    across, up = axes if len(axes) == 2 else ("", "")
+    models = [next((m for m in MODELS if m in name.split(", ")), None) for name in curves]
+    hues = [MODELS.index(m) for m in models if m is not None]
+    hues = hues if len(hues) == len(curves) else []
+    desc = "; ".join(ends) or MISSING
+    return line_plot(ident, title, desc, curves, (across, up), hues=hues)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from expunge.data import SETS
-from expunge.report.figures import CONDITION_NAMES, ordered, percent
+from expunge.report.figures import CONDITION_NAMES, ordered, percent, whole
 from expunge.report.results import Results
 
 FORGOTTEN = 0.8
@@ -28,6 +28,7 @@ class Forgetting:
         condition: `multi` or `text`.
         vanilla: Accuracy before.
         unlearned: Accuracy after.
+        low: Lower end of the 95 % interval after (equal to `unlearned` where there is none).
         high: Upper end of the 95 % interval after (equal to `unlearned` where there is none).
         floor: Accuracy of a model that never knew.
         floor_name: Where the floor is from: `gold`, `chance` or `zero`.
@@ -37,6 +38,7 @@ class Forgetting:
     condition: str
     vanilla: float
     unlearned: float
+    low: float
     high: float
     floor: float
     floor_name: str
@@ -57,12 +59,12 @@ class Verdict:
 
     Attributes:
         word: The judgement, such as `Forgotten, the rest kept`.
-        sentence: The judgement with its figures.
+        reasons: The figures behind it, a sentence each.
         tone: `good`, `mixed`, `bad` or `unknown`.
     """
 
     word: str
-    sentence: str
+    reasons: tuple[str, ...]
     tone: str
 
     @property
@@ -86,13 +88,17 @@ def forgetting(results: Results) -> list[Forgetting]:
             if vanilla is None or unlearned is None:
                 continue
             floor, floor_name = _floor(results, name, condition)
-            high = unlearned.accuracy if unlearned.high is None else unlearned.high
+            low, high = (
+                unlearned.accuracy if end is None else end
+                for end in (unlearned.low, unlearned.high)
+            )
             found.append(
                 Forgetting(
                     name,
                     condition,
                     vanilla.accuracy,
                     unlearned.accuracy,
+                    low,
                     high,
                     floor,
                     floor_name,
@@ -126,20 +132,17 @@ def verdict(results: Results) -> Verdict:
     if not measured:
         return Verdict(
             "No verdict",
-            "No verdict: results.json does not hold the forget accuracy of both vanilla and "
-            "unlearned.",
+            ("results.json does not hold the forget accuracy of both vanilla and unlearned.",),
             "unknown",
         )
     rest = kept(results)
-    figures = "; ".join(
-        [*_fallen(measured), *_depth(results), *_kept_words(rest), *_doubt(measured)]
-    )
+    reasons = [*_fallen(measured), *_depth(results), *_kept_words(rest), *_doubt(measured)]
     if results.summary.get("collapsed") is True:
         word, tone = "Collapsed", "bad"
-        figures += "; the answers are garbage, so a low accuracy is no sign of forgetting"
+        reasons.insert(0, "The answers are garbage, so a low accuracy is no sign of forgetting")
     else:
         word, tone = _word(results, measured, rest)
-    return Verdict(word, f"{word}: {figures}.", tone)
+    return Verdict(word, tuple(f"{reason}." for reason in reasons), tone)
 
 
 def _floor(results: Results, name: str, condition: str) -> tuple[float, str]:
@@ -185,7 +188,7 @@ def _word(
 
 
 def _fallen(measured: Sequence[Forgetting]) -> list[str]:
-    titles = {"forget": "on the forget set", "test": "on unseen questions about the same subjects"}
+    titles = {"forget": "On the forget set", "test": "On unseen questions about the same subjects"}
     clauses = []
     for name, title in titles.items():
         parts = [_one(item) for item in measured if item.name == name]
@@ -195,11 +198,13 @@ def _fallen(measured: Sequence[Forgetting]) -> list[str]:
 
 
 def _one(item: Forgetting) -> str:
-    floor = f"{item.floor_name} {percent(item.floor)}"
+    floor = f"{item.floor_name} {whole(item.floor)}"
     if item.known:
         floor = f"{percent(item.share(item.unlearned), 0)} of the way to {floor}"
     condition = CONDITION_NAMES.get(item.condition, item.condition)
-    return f"from {percent(item.vanilla)} to {percent(item.unlearned)} under {condition} ({floor})"
+    ends = f" [{100 * item.low:.0f}, {100 * item.high:.0f}]" if item.high > item.low else ""
+    now = f"{whole(item.unlearned)}{ends}"
+    return f"from {whole(item.vanilla)} to {now} under {condition} ({floor})"
 
 
 def _depth(results: Results) -> list[str]:
@@ -207,14 +212,14 @@ def _depth(results: Results) -> list[str]:
     parts = [
         f"{percent(share, 0)} ({CONDITION_NAMES.get(name, name)})" for name, share in depth.items()
     ]
-    return [f"the loss on its answers rose {' and '.join(parts)} as far as gold's"] if parts else []
+    return [f"The loss on its answers rose {' and '.join(parts)} as far as gold's"] if parts else []
 
 
 def _kept_words(rest: Sequence[tuple[str, float]]) -> list[str]:
     if not rest:
-        return ["nothing was measured on what should be kept"]
+        return ["Nothing was measured on what should be kept"]
     parts = [f"{percent(share)} ({label})" for label, share in rest]
-    return ["of vanilla's accuracy it kept " + ", ".join(parts)]
+    return ["Of vanilla's accuracy it kept " + ", ".join(parts)]
 
 
 def _doubt(measured: Sequence[Forgetting]) -> list[str]:
@@ -229,6 +234,6 @@ def _doubt(measured: Sequence[Forgetting]) -> list[str]:
         return []
     condition = CONDITION_NAMES.get(worst.condition, worst.condition)
     return [
-        f"at the upper end of the 95 % interval ({worst.name}, {condition}: "
-        f"{percent(worst.high)}) it would be {WORDS[upper]}"
+        f"At the upper end of the 95 % interval ({worst.name}, {condition}: "
+        f"{whole(worst.high)}) it would be {WORDS[upper]}"
     ]
