@@ -11,6 +11,7 @@ from markupsafe import Markup
 from expunge.report.charts import Point, _line, _marker, _place, _svg, _text, ticks
 
 CSS = Path(__file__).parent / "report.css"
+NOTE = "Bars: means of the sets' 95 % bounds. Line and (front): no other run is better in both."
 LEFT, RIGHT, TOP, BOTTOM = 70.0, 430.0, 20.0, 330.0
 
 
@@ -48,8 +49,9 @@ def scatter(
     if len(front) > 1:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in front)
         parts.append(Markup('<polyline class="curve c5" points="{}"/>').format(path))
-    for number, spot in enumerate(spots):
-        x, y = place(spot)
+    places = [place(s) for s in spots]
+    for number, (spot, (x, y)) in enumerate(zip(spots, places, strict=True)):
+        under = sum(abs(x - a) < 14 and abs(y - b) < 14 for a, b in places[:number])
         css = f"whisker c{number % 6}"
         if spot.x.low is not None and spot.x.high is not None:
             ends = [_place(v, low_x, high_x, LEFT, RIGHT) for v in (spot.x.low, spot.x.high)]
@@ -58,12 +60,13 @@ def scatter(
             ends = [_place(v, low_y, high_y, BOTTOM, TOP) for v in (spot.y.low, spot.y.high)]
             parts.append(_line(x, ends[0], x, ends[1], css))
         note = f"{spot.label}: {spot.x.value:.3f}, {spot.y.value:.3f}"
-        parts += [_marker(number, x, y, note), _text(x + 8, y - 7, str(number + 1))]
+        parts += [_marker(number, x, y, note), _text(x + 8 + 12 * under, y - 7, str(number + 1))]
         level = TOP + 10 + 18 * number
         parts += [_marker(number, RIGHT + 24, level - 4, "")]
         star = " (front)" if spot.front else ""
         parts += [_text(RIGHT + 36, level, f"{number + 1} {spot.label}{star}")]
-    bottom = max(BOTTOM + 46, TOP + 20 + 18 * len(spots))
+    parts.append(_text(8, BOTTOM + 62, NOTE))
+    bottom = max(BOTTOM + 72, TOP + 20 + 18 * len(spots))
     return _svg(ident, title, desc, 640, bottom, parts)
 
 

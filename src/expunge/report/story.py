@@ -124,7 +124,11 @@ def attack_summary(attacks: Mapping[str, Any]) -> Table | None:
         title = str(entry.get("title") or kind)
         rows += [[title, str(name), short(value)] for name, value in figures.items()]
     return (
-        Table("What the attacks brought back", ["attack", "figure", "value"], rows)
+        Table(
+            "What the attacks brought back (0 or less: nothing)",
+            ["attack", "figure", "value"],
+            rows,
+        )
         if rows
         else None
     )
