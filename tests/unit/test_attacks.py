@@ -347,6 +347,7 @@ def test_the_area_is_the_mean_lead():
 def test_relearn_has_a_curve_for_each_split_and_model(context):
     result = relearn.run(context, (0, 1, 2))
     splits = set(relearn.splits(context))
+    assert result["axes"] == ["fine-tuning steps", "accuracy"]
     assert set(result["curves"]) == {f"{s}, {m}" for s in splits for m in ("unlearned", "gold")}
     for name, points in result["curves"].items():
         split, model = name.split(", ")

@@ -220,3 +220,14 @@ def test_marks_lie_where_the_figures_say():
     assert y1 - y2 == pytest.approx(0.05 * scale_y, abs=0.11)
     assert x1 == pytest.approx(LEFT + x_room * scale_x, abs=0.06)
     assert text.count("whisker") == 2
+
+
+def test_numbers_of_marks_on_one_place_stand_side_by_side():
+    spots = [Spot(name, Point(1.0), Point(0.9)) for name in "abc"]
+    spots.append(Spot("d", Point(0.2), Point(0.5)))
+    text = str(scatter("x", "T", "D", ("across", "up"), spots))
+    places = {n: float(x) for x, n in re.findall(r'<text x="([\d.]+)"[^>]*>(\d)</text>', text)}
+    gaps = [places[b] - places[a] for a, b in ("12", "23")]
+    assert gaps == pytest.approx([12, 12]) and places["4"] < places["1"] - 100
+    height = float(re.search(r'viewBox="0 0 \d+ (\d+)"', text)[1])
+    assert max(float(y) for y in re.findall(r'<text [^>]*y="([\d.]+)"', text)) < height - 5

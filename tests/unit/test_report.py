@@ -434,11 +434,13 @@ def test_subject_names_in_a_plan_are_withheld(run):
     header = make_header({})
     header["data"]["forget"]["subjects"] = ["0123456789ab", "Jane Roe"]
     header["config"] = {"data": {"path": "jane-roe"}, "forget_weight": 0.5, "retain_files": ["jr"]}
+    header["config"]["data_format"] = "mllmu"
     save_file({}, folder / "plan.safetensors", {"expunge": json.dumps(header)})
     text, page = read(folder)
     assert "0123456789ab" in text and "(withheld: not a hash)" in text
     assert "Jane Roe" not in text and "jane-roe" not in text
     assert page.row("forget_weight")[1] == "0.5"
+    assert page.row("data_format")[1] == "mllmu"
     assert page.row("retain_files")[1] == "(withheld)"
 
 
@@ -620,7 +622,7 @@ def test_whole_per_cent_hides_no_loss(value, printed):
      (12.345, "12.3"), (1234.56, "1,235"), (None, "–"), (math.nan, "–"), (5, "5"), ("a", "a")],
 )  # fmt: skip
 def test_short_figures(value, printed):
-    assert short(value) == printed
+    assert short(value).replace("\u00a0", " ") == printed
 
 
 def test_headline_shows_every_model_with_its_interval(run):

@@ -102,7 +102,7 @@ def short(value: Any) -> str:
     if value.is_integer() or abs(value) >= 100:
         return f"{value:,.0f}"
     if abs(value) < 0.0005:
-        return "< 0.001" if value > 0 else "> −0.001"
+        return "<\u00a00.001" if value > 0 else ">\u00a0−0.001"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 

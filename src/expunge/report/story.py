@@ -20,7 +20,8 @@ SLASH = re.compile(r"[/\\]")
 HASH = re.compile(r"[0-9a-f]{8,64}")
 WITHHELD = "withheld"
 PRIVATE = {*SETS, "data", "subject", "subjects"}
-SETTINGS = ("budget", "strength", "keep")
+PUBLIC = {"data_format"}
+SETTINGS = ("budget", "strength")
 CHECKPOINTS = ("model", "gold")
 CONTENT = ("subject", "question", "vanilla", "unlearned", "gold")
 Header = Mapping[str, Any]
@@ -41,7 +42,7 @@ def request_table(run: Run, header: Header) -> Table:
         subjects = part.get("subjects")
         count = subjects if isinstance(subjects, int) or subjects is None else len(subjects)
         rows.append([f"subjects to {name}", plain(count)])
-    asked = {name: config.get(name) for name in SETTINGS}
+    asked = {name: config.get(name) for name in (*SETTINGS, *(["keep"] if run.search else []))}
     rows += [[name, plain(value)] for name, value in asked.items() if value is not None]
     found = chosen_strength(run.search)
     if found is not None:
@@ -217,7 +218,10 @@ def hide(value: Any, *, private: bool = False) -> Any:
     """Withhold every text that stands under the name of a data set: paths may name a subject."""
     if isinstance(value, Mapping):
         return {
-            name: hide(item, private=private or str(name).split("_")[0] in PRIVATE)
+            name: hide(
+                item,
+                private=private or name not in PUBLIC and str(name).split("_")[0] in PRIVATE,
+            )
             for name, item in value.items()
         }
     if isinstance(value, list | tuple):
