@@ -343,7 +343,9 @@ def attack(
 
 @app.command()
 def compare(
-    methods: Annotated[str, typer.Option(help="Methods, comma-separated.")],
+    methods: Annotated[
+        str, typer.Option(help="Methods, comma-separated; manu=0.05 sets a budget or strength.")
+    ],
     out: Out,
     budgets: Annotated[
         str | None, typer.Option(help="Budgets, comma-separated; each method's own if not given.")

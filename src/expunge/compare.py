@@ -27,7 +27,7 @@ from expunge.summary import summarise
 
 FORGOTTEN = ("forget", "test")
 KEPT = ("retain", "neighbor", "real", "skills")
-OWN = ("method", "budget")
+OWN = ("method", "budget", "strength")
 AXES = ("accuracy on what was to be forgotten", "accuracy on what was to be kept")
 
 Row = dict[str, Any]
@@ -51,7 +51,8 @@ def compare(
     Args:
         config: Model, gold and settings; its method and budget are replaced.
         suite: The question sets.
-        names: Methods, see `expunge list methods`.
+        names: Methods, see `expunge list methods`; `manu=0.05` or `filter=1` gives a method a
+            budget or strength of its own.
         out: A new folder, or one with a comparison of the same task.
         budgets: Shares of the neurons to prune; None is each method's own.
         progress: Where to show progress.
@@ -125,16 +126,33 @@ def runs(
 ) -> dict[str, Run]:
     """The runs of a comparison by name, such as `manu 0.02`; nothing is run yet."""
     found: dict[str, Run] = {}
-    for method in dict.fromkeys(names):
-        default = methods.get(method).budget
-        for budget in [None] if default is None else list(budgets or [default]):
-            chosen = settled(dataclasses.replace(config, method=method, budget=budget))
-            name = method if budget is None else f"{method} {budget:g}"
+    for given in dict.fromkeys(names):
+        for name, own in settings_of(given, budgets):
+            chosen = settled(dataclasses.replace(config, **own))
             folder = out / "runs" / name.replace(" ", "-")
             found[name] = Run(folder, chosen, suite, progress)
     if not found:
         raise InputError("no method is named, expected --methods such as manu,filter,random")
     return found
+
+
+def settings_of(given: str, budgets: Sequence[float] | None) -> list[tuple[str, dict[str, Any]]]:
+    """Name and settings of the runs of one method, given as `manu`, `manu=0.05` or `filter=1`."""
+    name, _, number = given.partition("=")
+    method = methods.get(name)
+    if number:
+        kind = "budget" if method.budget is not None else "strength"
+        if getattr(method, kind) is None:
+            raise InputError(f"{given!r} is given, but {name} has neither a budget nor a strength")
+        try:
+            value = float(number)
+        except ValueError as error:
+            raise InputError(f"{given!r} is given, expected a number after =") from error
+        return [(f"{name} {value:g}", {"method": name, kind: value})]
+    if method.budget is None:
+        return [(name, {"method": name, "budget": None})]
+    chosen = budgets or [method.budget]
+    return [(f"{name} {b:g}", {"method": name, "budget": b}) for b in chosen]
 
 
 def finished(job: Run, figures: Path) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from expunge.errors import InputError
 
 EXACT_WIDTH = 1024
 MAX_RANK = 256
-OVERSAMPLE = 16
-SWEEPS = 12
+BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,9 @@ def conditioned(retain: Tensor, ridge: float, floor: Tensor | float = 0.0) -> Te
     typical = alive.median() if alive.numel() else diagonal.new_tensor(0.0)
     amount = ridge * typical + floor
     tiny = torch.finfo(retain.dtype).eps * diagonal.abs().max().clamp_min(1e-30) * 10
-    return retain + torch.diag_embed(torch.full_like(diagonal, float(torch.max(amount, tiny))))
+    base = retain.clone()
+    base.diagonal().add_(float(torch.max(amount, tiny)))
+    return base
 
 
 def directions(
@@ -78,8 +79,7 @@ def directions(
     if not (torch.isfinite(forget).all() and torch.isfinite(retain).all()):
         raise InputError("a second moment is not finite; were the activations finite?")
     floor = 1e-6 * float(forget.diagonal().max()) if forget.numel() else 0.0
-    base = conditioned(retain, ridge, floor)
-    factor = torch.linalg.cholesky(base)
+    factor = _cholesky(conditioned(retain, ridge, floor))
     number = min(number, forget.shape[0])
     if forget.shape[0] <= EXACT_WIDTH:
         ratio, vectors = _exact(forget, factor, number)
@@ -104,20 +104,44 @@ def _exact(forget: Tensor, factor: Tensor, number: int) -> tuple[Tensor, Tensor]
     return values.clamp_min(0), vectors.contiguous()
 
 
+def _cholesky(base: Tensor) -> Tensor:
+    """Lower factor of `base`, with more on its diagonal where rounding made it indefinite."""
+    more = torch.finfo(base.dtype).eps * base.diagonal().sum()
+    factor, failed = torch.linalg.cholesky_ex(base)
+    while failed:
+        base.diagonal().add_(more)
+        more = more * 4
+        factor, failed = torch.linalg.cholesky_ex(base)
+    lower: Tensor = factor
+    return lower
+
+
 def _iterated(forget: Tensor, factor: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """Block subspace iteration: no dense eigendecomposition of a large matrix."""
-    width, block = forget.shape[0], min(forget.shape[0], number + OVERSAMPLE)
+    """Block Krylov iteration with full reorthogonalisation (arXiv 1504.05477).
+
+    The subspace has three times the dimensions that are asked for and some blocks more: a wide
+    matrix is multiplied with a few columns at a time and never decomposed.
+    """
+    width = forget.shape[0]
+    dimensions, block = min(width, 3 * number + 8 * BLOCK), min(width, BLOCK)
     generator = torch.Generator().manual_seed(0)
-    basis = torch.randn(width, block, generator=generator, dtype=forget.dtype).to(forget.device)
+    start = torch.randn(width, block, generator=generator, dtype=forget.dtype).to(forget.device)
 
     def multiply(x: Tensor) -> Tensor:
         y = torch.linalg.solve_triangular(factor.T, x, upper=True)
         image: Tensor = torch.linalg.solve_triangular(factor, forget @ y, upper=False)
         return image
 
-    for _ in range(SWEEPS):
-        basis = torch.linalg.qr(multiply(basis)).Q
-    small = basis.T @ multiply(basis)
+    basis = torch.linalg.qr(start).Q
+    images = multiply(basis)
+    while basis.shape[1] < dimensions:
+        fresh = images[:, -block:]
+        for _ in range(2):
+            fresh = torch.linalg.qr(fresh - basis @ (basis.T @ fresh)).Q
+        fresh = fresh[:, : dimensions - basis.shape[1]]
+        basis = torch.cat([basis, fresh], 1)
+        images = torch.cat([images, multiply(fresh)], 1)
+    small = basis.T @ images
     values, rotation = torch.linalg.eigh((small + small.T) / 2)
     values, rotation = values.flip(0)[:number], rotation.flip(1)[:, :number]
     vectors: Tensor = basis @ rotation

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from expunge.cli import app
-from expunge.compare import compare, distance, mark_front, picture, share_list
+from expunge.compare import (
+    compare,
+    distance,
+    mark_front,
+    picture,
+    runs,
+    settings_of,
+    share_list,
+)
 from expunge.config import RunConfig
 from expunge.data import Suite, write_jsonl
 from expunge.edit import save_checkpoint
@@ -21,6 +29,7 @@ from expunge.errors import InputError
 from expunge.evaluate import evaluate
 from expunge.fiction.build import build_model
 from expunge.plan import Plan
+from expunge.progress import Progress
 from expunge.report.charts import Point
 from expunge.report.scatter import BOTTOM, LEFT, RIGHT, TOP, Spot, scatter
 
@@ -190,6 +199,18 @@ def test_budgets_are_shares():
         share_list("0.01;0.05")
     with pytest.raises(InputError):
         share_list("2")
+
+
+def test_a_method_may_bring_a_setting_of_its_own(config, suite, tmp_path):
+    jobs = runs(config, suite, ["filter=3", "manu=0.1", "auto"], tmp_path, [0.02], Progress())
+    assert list(jobs) == ["filter 3", "manu 0.1", "auto"]
+    assert jobs["filter 3"].config.strength == 3.0 and jobs["filter 3"].config.budget is None
+    assert jobs["manu 0.1"].config.budget == 0.1
+    assert jobs["manu 0.1"].folder.name == "manu-0.1"
+    with pytest.raises(InputError, match="ga has neither a budget nor a strength"):
+        settings_of("ga=0.1", None)
+    with pytest.raises(InputError, match="expected a number after ="):
+        settings_of("manu=much", None)
 
 
 def test_the_picture_is_a_svg_file_with_every_run(compared):

@@ -70,6 +70,42 @@ def test_iterated_solver_equals_the_exact_one(monkeypatch):
     assert torch.allclose(edits[0][0] @ edits[0][1], edits[1][0] @ edits[1][1], atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("massive", "retain_rows"), [(0.0, 900), (1e3, 40)])
+def test_iterated_solver_stands_ill_conditioned_wide_moments(dtype, massive, retain_rows):
+    """Fewer tokens than neurons, a constant, dead or massive neuron: against float64 and scipy."""
+    rng = np.random.default_rng(5)
+    width, number = 1100, 16
+    assert width > subspace.EXACT_WIDTH
+    scale = np.exp(rng.normal(size=width))
+    exact = []
+    for rows in (60, retain_rows):
+        z = rng.normal(size=(rows, width)) * scale
+        z[:, 0], z[:, 1], z[:, 2] = 3.0, 0.0, z[:, 2] + massive
+        exact.append(torch.from_numpy(z.T @ z / rows))
+    forget, retain = exact
+    found = directions(forget.to(dtype), retain.to(dtype), number=number)
+    floor = 1e-6 * float(forget.diagonal().max())
+    base = conditioned(retain.to(dtype), 0.3, floor).double()
+    values = scipy.linalg.eigh(
+        forget.numpy(), base.numpy(), eigvals_only=True, subset_by_index=[width - 16, width - 1]
+    )
+    loose = 1e-6 if dtype == torch.float64 else 1e-2
+    assert np.allclose(found.ratio.double().numpy(), values[::-1], rtol=loose)
+    assert torch.allclose(found.read @ found.write, torch.eye(number, dtype=dtype), atol=loose)
+    assert float(found.read[:, 1].abs().max()) < 1e-3  # the neuron that never fires is let be
+
+
+def test_a_moment_that_float32_makes_indefinite_is_solved():
+    rng = np.random.default_rng(6)
+    z = torch.from_numpy(rng.normal(size=(3, 1500)) * 1e-3 + 1.0).float()
+    moment = z.T @ z / 3
+    assert torch.linalg.cholesky_ex(conditioned(moment, 1e-9)).info > 0
+    found = directions(moment, moment, ridge=1e-9, number=4)
+    assert found.ratio[0] == pytest.approx(1.0, abs=0.01)
+    assert all(torch.isfinite(t).all() for t in (found.ratio, found.read, found.write))
+
+
 def test_axis_aligned_directions_are_neuron_pruning():
     forget = torch.diag(torch.tensor([5.0, 0.1, 3.0, 0.2], dtype=torch.float64))
     retain = torch.eye(4, dtype=torch.float64)
@@ -88,8 +124,11 @@ def test_axis_aligned_directions_are_neuron_pruning():
     st.integers(0, 12),
     st.sampled_from([torch.float32, torch.float64]),
     st.floats(-6, 6),
+    st.booleans(),
 )
-def test_ill_conditioned_moments_give_finite_edits(seed, forget_rows, retain_rows, dtype, power):
+def test_ill_conditioned_moments_give_finite_edits(
+    seed, forget_rows, retain_rows, dtype, power, iterated
+):
     """Fewer tokens than neurons, constant neurons, neurons that never fire, wild scales."""
     rng = np.random.default_rng(seed)
     width = 16
@@ -97,7 +136,9 @@ def test_ill_conditioned_moments_give_finite_edits(seed, forget_rows, retain_row
     for z in (z_f, z_r):
         z[:, 0], z[:, 1] = 3.0 * 10**power, 0.0
     forget, retain = (torch.from_numpy(z.T @ z / max(len(z), 1)).to(dtype) for z in (z_f, z_r))
-    found = directions(forget, retain, number=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subspace, "EXACT_WIDTH", 0 if iterated else width)
+        found = directions(forget, retain, number=8)
     weight = torch.from_numpy(rng.normal(size=(5, width))).to(dtype)
     a, b = lowrank_edit(weight, found, shares(found.ratio, 1.0))
     change = a.double() @ b.double()
