@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 
 from expunge import data, methods
 from expunge.bench import Bench
-from expunge.collect import Counting, collect_statistics
-from expunge.config import RunConfig
+from expunge.collect import Counting, Statistics, collect_statistics
+from expunge.config import RunConfig, bytes_of
 from expunge.data import CONDITIONS, Example, Suite
 from expunge.edit import applied, fingerprint, save_checkpoint
 from expunge.errors import InputError, unknown
@@ -39,10 +39,12 @@ from expunge.importance import IMPORTANCE
 from expunge.judge import Judge
 from expunge.methods import Evidence, Method
 from expunge.models import Prompter, batches, check_checkpoint, load
+from expunge.passes import Name, Passes, groups_within
 from expunge.plan import Plan
 from expunge.progress import Progress
 from expunge.selection import check_budget
 from expunge.sites import Site, down_weight, find_sites
+from expunge.subspace import workspace
 from expunge.summary import summarise
 
 LIBRARIES = ("expunge", "torch", "transformers", "safetensors", "numpy")
@@ -101,34 +103,55 @@ def gather(
     method: Method,
     progress: Progress | None = None,
 ) -> Evidence:
-    """Collect what a method needs on forget and retain under both conditions."""
-    neurons: dict[tuple[str, str], Any] = {}
-    moments: dict[tuple[str, str], Any] = {}
+    """Collect what a method needs on forget and retain under both conditions.
+
+    Second moments are collected in as many passes as the limit on memory asks for; all but the
+    first run while the method reads them.
+    """
+    shown = progress or Progress()
     if method.folds:
         parts = folded(sets["retain"], method.folds, config.seed)
         sets = {"forget": sets["forget"], **{n: rows for n, rows in parts.items() if rows}}
-    for name, examples in sets.items():
-        for condition in CONDITIONS:
-            total = sum(e.has(condition) for e in examples)
-            if not total or not (method.neurons or method.moments):
-                continue
-            reached = [s for s in sites if condition == "multi" or s.tower == "language"]
-            with (progress or Progress()).task(f"collect {name} {condition}", total) as tick:
-                found = collect_statistics(
-                    model,
-                    prompter,
-                    examples,
-                    condition,
-                    sites=reached,
-                    neurons=method.neurons,
-                    moments=method.moments,
-                    counting=Counting(config.positions, config.unit, config.tau),
-                    batch_size=config.batch_size,
-                    tick=tick,
-                )
-            neurons[name, condition], moments[name, condition] = found.neurons, found.moments
-    bench = Bench(model, prompter, sets, sites, config, progress or Progress())
-    return evidence_of(bench, neurons, moments)
+    reach = {
+        (name, condition): [s for s in sites if condition == "multi" or s.tower == "language"]
+        for name, examples in sets.items()
+        for condition in CONDITIONS
+        if any(e.has(condition) for e in examples)
+    }
+
+    def collect(of: Name, chosen: Sequence[Site], *, moments: bool) -> Statistics:
+        name, condition = of
+        total = sum(e.has(condition) for e in sets[name])
+        with shown.task(f"collect {name} {condition}", total) as tick:
+            return collect_statistics(
+                model,
+                prompter,
+                sets[name],
+                condition,
+                sites=chosen,
+                neurons=not moments,
+                moments=moments,
+                counting=Counting(config.positions, config.unit, config.tau),
+                batch_size=config.batch_size,
+                tick=tick,
+            )
+
+    neurons: dict[Name, Any] = {}
+    second: Mapping[Name, Any] = {}
+    if method.neurons:
+        neurons = {of: collect(of, own, moments=False).neurons for of, own in reach.items()}
+    if method.moments:
+        limit = None if config.memory is None else bytes_of(config.memory)
+        groups = groups_within(limit, sites, reach, held_beside(sites, method))
+        second = Passes(reach, groups, lambda of, own: collect(of, own, moments=True).moments)
+    return evidence_of(Bench(model, prompter, sets, sites, config, shown), neurons, second)
+
+
+def held_beside(sites: Sequence[Site], method: Method) -> int:
+    """Bytes that a method holds beside second moments: its solver's, its directions and edits."""
+    solver = max(workspace(s.width) for s in sites)
+    each = sum(3 * 8 * s.width * min(method.directions, s.width) for s in sites)
+    return solver + (method.folds + 1) * each
 
 
 def fold_names(number: int) -> list[str]:
@@ -213,6 +236,8 @@ def decide(
     about = {s.key: {"tower": s.tower, "path": s.path, "width": s.width} for s in evidence.sites}
     sites = {key: about[key] for key in outcome.edits}
     origin = provenance(model, forget, retain, config)
+    if isinstance(evidence.moments, Passes):
+        origin["passes"] = [{"sites": len(group)} for group in evidence.moments.groups]
     if outcome.notes:
         origin["notes"] = dict(outcome.notes)
     if outcome.system_prompt:
