@@ -36,6 +36,7 @@ from expunge.options import (
     Towers,
     Trust,
 )
+from expunge.progress import speaks
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -65,8 +66,9 @@ def quiet() -> None:
 
 
 def emit(value: Any, as_json: bool, text: Callable[[], str]) -> None:
-    """Print a result: JSON, or words."""
-    print(json.dumps(value, allow_nan=False) if as_json else text())
+    """Print a result: JSON, or words; of several processes only the first does."""
+    if speaks():
+        print(json.dumps(value, allow_nan=False) if as_json else text())
 
 
 def config_of(config_file: Path | None, given: dict[str, Any]) -> RunConfig:

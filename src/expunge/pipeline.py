@@ -39,6 +39,7 @@ from expunge.importance import IMPORTANCE
 from expunge.judge import Judge
 from expunge.methods import Evidence, Method
 from expunge.models import Prompter, batches, check_checkpoint, load
+from expunge.parallel import agreed, joined, leads, part
 from expunge.passes import Name, Passes, groups_within
 from expunge.plan import Plan
 from expunge.progress import Progress
@@ -105,6 +106,8 @@ def gather(
 ) -> Evidence:
     """Collect what a method needs on forget and retain under both conditions.
 
+    Where torchrun started several processes, all have to call this; they share the batches.
+
     Second moments are collected in as many passes as the limit on memory asks for; all but the
     first run while the method reads them.
     """
@@ -121,7 +124,7 @@ def gather(
 
     def collect(of: Name, chosen: Sequence[Site], *, moments: bool) -> Statistics:
         name, condition = of
-        total = sum(e.has(condition) for e in sets[name])
+        total = -(-sum(e.has(condition) for e in sets[name]) // part()[1])
         with shown.task(f"collect {name} {condition}", total) as tick:
             return collect_statistics(
                 model,
@@ -133,6 +136,7 @@ def gather(
                 moments=moments,
                 counting=Counting(config.positions, config.unit, config.tau),
                 batch_size=config.batch_size,
+                share=part(),
                 tick=tick,
             )
 
@@ -322,7 +326,12 @@ class Run:
         )
 
     def open(self) -> None:
-        """Check everything that can be checked, then claim the folder."""
+        """Check everything that can be checked, then claim the folder; the leader does."""
+        if leads():
+            self._open()
+        agreed(True)
+
+    def _open(self) -> None:
         check_sets(self.suite.sets["forget"], self.suite.sets["retain"], self.config)
         state: dict[str, Any] = {
             "config": self.config.as_dict(),
@@ -344,13 +353,15 @@ class Run:
     def opened(self) -> Iterator[Run]:
         """Open; a new folder goes again if the input proves wrong before there is a plan."""
         existed = self.folder.exists()
-        self.open()
-        try:
-            yield self
-        except InputError:
-            if not existed and not (self.folder / "plan.safetensors").exists():
-                shutil.rmtree(self.folder)
-            raise
+        with joined():
+            self.open()
+            try:
+                yield self
+            except InputError:
+                planned = (self.folder / "plan.safetensors").exists()
+                if leads() and not existed and not planned:
+                    shutil.rmtree(self.folder)
+                raise
 
     def collect(self) -> Evidence:
         """Statistics of forget and retain; neuron statistics are kept under stats/."""
@@ -360,18 +371,18 @@ class Run:
         folder = self.folder / "stats"
         with self.timed("collect"):
             sets = {n: self.suite.sets[n] for n in ("forget", "retain")}
-            if folder.is_dir() and not method.moments:
+            if agreed(folder.is_dir()) and not method.moments:
                 bench = Bench(model, self.prompter, sets, sites, self.config, self.progress)
                 return evidence_of(bench, read_stats(folder), {})
             evidence = gather(model, self.prompter, sets, sites, self.config, method, self.progress)
-            if method.neurons and not folder.is_dir():
+            if leads() and method.neurons and not folder.is_dir():
                 write_stats(folder, evidence.neurons)
         return evidence
 
     def plan(self) -> Plan:
         """The plan, made or read."""
         path = self.folder / "plan.safetensors"
-        if path.is_file():
+        if agreed(path.is_file()):
             return Plan.load(path)
         evidence = self.collect()
         forget, retain = self.suite.sets["forget"], self.suite.sets["retain"]
@@ -379,14 +390,18 @@ class Run:
             plan = decide(
                 self.loaded[0], self.prompter, forget, retain, self.config, evidence, self.progress
             )
-            if plan.scores:
-                scores = {k: v.double().contiguous() for k, v in plan.scores.items()}
-                replace_with(self.folder / "scores.safetensors", lambda p: save_file(scores, p))
-            found = plan.provenance.get("notes", {}).get("search")
-            if found:
-                write_json(self.folder / "search.json", found)
-            plan.save(path)
+            if leads():
+                self._write(plan, path)
         return plan
+
+    def _write(self, plan: Plan, path: Path) -> None:
+        if plan.scores:
+            scores = {k: v.double().contiguous() for k, v in plan.scores.items()}
+            replace_with(self.folder / "scores.safetensors", lambda p: save_file(scores, p))
+        found = plan.provenance.get("notes", {}).get("search")
+        if found:
+            write_json(self.folder / "search.json", found)
+        plan.save(path)
 
     def apply(self, plan: Plan) -> None:
         """Write the edited checkpoint to model/."""
@@ -473,18 +488,21 @@ class Run:
         yield
         seconds = self._seconds()
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - begun
-        write_json(self.folder / "seconds.json", seconds)
+        if leads():
+            write_json(self.folder / "seconds.json", seconds)
 
     def _seconds(self) -> dict[str, float]:
         path = self.folder / "seconds.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def all(self) -> dict[str, Any]:
-        """Every stage that is not done yet, in order; returns the results."""
+        """Every stage that is not done yet, in order; returns the results, {} unless it leads."""
         from expunge.report import write_report
 
         with self.opened():
             plan = self.plan()
+            if not leads():
+                return {}
             self.apply(plan)
             results = self.evaluate(plan)
             write_report(self.folder, show_content=self.config.show_content)
