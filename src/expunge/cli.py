@@ -23,6 +23,7 @@ from expunge.options import (
     Gold,
     Json,
     Keep,
+    Memory,
     MethodName,
     Model,
     Out,
@@ -35,6 +36,7 @@ from expunge.options import (
     Towers,
     Trust,
 )
+from expunge.progress import speaks
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -64,8 +66,9 @@ def quiet() -> None:
 
 
 def emit(value: Any, as_json: bool, text: Callable[[], str]) -> None:
-    """Print a result: JSON, or words."""
-    print(json.dumps(value, allow_nan=False) if as_json else text())
+    """Print a result: JSON, or words; of several processes only the first does."""
+    if speaks():
+        print(json.dumps(value, allow_nan=False) if as_json else text())
 
 
 def config_of(config_file: Path | None, given: dict[str, Any]) -> RunConfig:
@@ -101,6 +104,7 @@ def demo(
     strength: Strength = None,
     keep: Keep = None,
     seed: Seed = None,
+    memory: Memory = None,
     show_content: ShowContent = None,
     json_: Json = False,
 ) -> None:
@@ -133,6 +137,7 @@ def run(
     data_format: Format = None,
     seed: Seed = None,
     batch_size: BatchSize = None,
+    memory: Memory = None,
     prompt_template: Template = None,
     allow_overlap: Overlap = None,
     show_content: ShowContent = None,
@@ -191,6 +196,7 @@ def collect(
     tower: Tower = None,
     data_format: Format = None,
     batch_size: BatchSize = None,
+    memory: Memory = None,
     prompt_template: Template = None,
     allow_overlap: Overlap = None,
     trust_remote_code: Trust = None,
@@ -219,6 +225,7 @@ def plan(
     data_format: Format = None,
     seed: Seed = None,
     batch_size: BatchSize = None,
+    memory: Memory = None,
     prompt_template: Template = None,
     allow_overlap: Overlap = None,
     trust_remote_code: Trust = None,
@@ -365,6 +372,7 @@ def compare(
     data_format: Format = None,
     seed: Seed = None,
     batch_size: BatchSize = None,
+    memory: Memory = None,
     prompt_template: Template = None,
     allow_overlap: Overlap = None,
     trust_remote_code: Trust = None,

@@ -53,6 +53,12 @@ class Statistics:
     neurons: dict[str, NeuronStats] = field(default_factory=dict)
     moments: dict[str, SecondMoment] = field(default_factory=dict)
 
+    def all_reduce(self) -> None:
+        """Add up over the processes of the default group, in place."""
+        for each in (self.neurons, self.moments):
+            for key in sorted(each):
+                each[key].all_reduce()
+
 
 @contextlib.contextmanager
 def record(model: nn.Module, sites: Sequence[Site], receive: Receiver) -> Iterator[None]:
@@ -260,9 +266,9 @@ def collect_inputs(
         _check_fired(found, live, condition)
     for site in live:
         if neurons:
-            _neurons(found, site, counting.tau, torch.device("cpu"))
+            _neurons(found, site, counting.tau, input_device(model))
         if moments:
-            _moments(found, site, torch.device("cpu"))
+            _moments(found, site, input_device(model))
     return found
 
 
@@ -305,6 +311,7 @@ def collect_statistics(
     moments: bool = False,
     counting: Counting | None = None,
     batch_size: int = 32,
+    share: tuple[int, int] = (0, 1),
     tick: Callable[[int], None] | None = None,
 ) -> Statistics:
     """Run `examples` under `condition` and sum statistics at every site.
@@ -322,6 +329,8 @@ def collect_statistics(
         moments: Collect `SecondMoment`.
         counting: Which positions count, and the unit.
         batch_size: Examples per forward pass.
+        share: (i, n): run the i-th of n shares of the batches and add the sums up over the n
+            processes of the default group, which all have to call this.
         tick: Called with the number of examples done after each batch.
 
     Raises:
@@ -331,9 +340,9 @@ def collect_statistics(
     apart = counting is not None and counting.unit == "example" and condition == "multi"
     if apart and any(s.tower != "language" for s in sites):
         batch_size = 1
-    return collect_inputs(
+    found = collect_inputs(
         model,
-        batches(model, prompter, usable, condition, batch_size=batch_size),
+        batches(model, prompter, usable, condition, batch_size=batch_size, share=share),
         sites=sites,
         condition=condition,
         neurons=neurons,
@@ -341,6 +350,9 @@ def collect_statistics(
         counting=counting,
         tick=tick,
     )
+    if share[1] > 1:
+        found.all_reduce()
+    return found
 
 
 def collect(

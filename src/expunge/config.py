@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ class RunConfig:
         tau: |z| above which a neuron counts as active.
         eps: Added to denominators of importances and scores.
         batch_size: Examples per forward pass.
+        memory: Most that second moments and the work on them may take beside the model and its
+            forward pass, in each process, such as 8GiB; None is no limit.
         seed: Of everything random.
         dtype: Weight dtype, or auto.
         device: Where the model runs; None is the first CUDA device if there is one.
@@ -77,6 +80,7 @@ class RunConfig:
     tau: float = 0.1
     eps: float = 1e-6
     batch_size: int = 32
+    memory: str | None = None
     seed: int = 0
     dtype: str = "auto"
     device: str | None = None
@@ -131,6 +135,23 @@ class RunConfig:
         path.write_text(yaml.safe_dump(self.as_dict(), sort_keys=False), encoding="utf-8")
 
 
+def bytes_of(text: str) -> int:
+    """The number of bytes that `8GiB`, `500 MB` or `2.5e9B` says.
+
+    Raises:
+        InputError: It is none, or not above 0.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?)(i?)B\s*", text, re.IGNORECASE)
+    try:
+        number = float(found[1]) if found else 0.0
+    except ValueError:
+        number = 0.0
+    if found is None or number <= 0:
+        raise InputError(f"memory is {text!r}, expected an amount such as 8GiB or 500MB")
+    power = "KMGT".find(found[2].upper()) + 1 if found[2] else 0
+    return int(number * (1024 if found[3] else 1000) ** power)
+
+
 def _value(name: str, value: Any, hint: Any) -> Any:
     """`value` as the type of the key, or an `InputError`."""
     allowed = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
@@ -175,5 +196,7 @@ def _check_figures(config: RunConfig) -> None:
     for name, expected in wrong.items():
         if expected:
             raise InputError(f"{name} is {getattr(config, name)}, expected {expected}")
+    if config.memory is not None:
+        bytes_of(config.memory)
     if config.dtype not in DTYPES:
         raise unknown("dtype", config.dtype, DTYPES)

@@ -240,6 +240,7 @@ def batches(
     batch_size: int = 32,
     answers: Sequence[str] | None = None,
     prompt_only: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Encode examples in batches of similar length.
 
@@ -251,6 +252,7 @@ def batches(
         batch_size: Examples per batch.
         answers: Answers to teach instead of the reference ones.
         prompt_only: Leave the answer out and pad on the left, for generating.
+        share: (i, n): every n-th batch from the i-th on; the n shares have each batch once.
 
     Yields:
         Batches; together they cover every example once.
@@ -276,7 +278,7 @@ def batches(
         else:
             yield batch.to(input_device(model), model.dtype)
 
-    for at in range(0, len(order), batch_size):
+    for at in range(share[0] * batch_size, len(order), share[1] * batch_size):
         yield from encoded(order[at : at + batch_size])
 
 

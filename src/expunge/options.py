@@ -25,6 +25,9 @@ Format = Annotated[str | None, typer.Option("--format", help="See `expunge list 
 File = Annotated[str | None, typer.Option(help="Question file.")]
 Gold = Annotated[str | None, typer.Option(help="Checkpoint that never saw forget.")]
 BatchSize = Annotated[int | None, typer.Option(help="Examples per forward pass.")]
+Memory = Annotated[
+    str | None, typer.Option(help="Limit for second moments and the work on them, such as 8GiB.")
+]
 Template = Annotated[
     str | None, typer.Option("--prompt-template", help="Instead of a chat template.")
 ]

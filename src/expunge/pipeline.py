@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 
 from expunge import data, methods
 from expunge.bench import Bench
-from expunge.collect import Counting, collect_statistics
-from expunge.config import RunConfig
+from expunge.collect import Counting, Statistics, collect_statistics
+from expunge.config import RunConfig, bytes_of
 from expunge.data import CONDITIONS, Example, Suite
 from expunge.edit import applied, fingerprint, save_checkpoint
 from expunge.errors import InputError, unknown
@@ -39,10 +39,13 @@ from expunge.importance import IMPORTANCE
 from expunge.judge import Judge
 from expunge.methods import Evidence, Method
 from expunge.models import Prompter, batches, check_checkpoint, load
+from expunge.parallel import agreed, joined, leads, part
+from expunge.passes import Name, Passes, groups_within
 from expunge.plan import Plan
 from expunge.progress import Progress
 from expunge.selection import check_budget
 from expunge.sites import Site, down_weight, find_sites
+from expunge.subspace import workspace
 from expunge.summary import summarise
 
 LIBRARIES = ("expunge", "torch", "transformers", "safetensors", "numpy")
@@ -101,34 +104,58 @@ def gather(
     method: Method,
     progress: Progress | None = None,
 ) -> Evidence:
-    """Collect what a method needs on forget and retain under both conditions."""
-    neurons: dict[tuple[str, str], Any] = {}
-    moments: dict[tuple[str, str], Any] = {}
+    """Collect what a method needs on forget and retain under both conditions.
+
+    Where torchrun started several processes, all have to call this; they share the batches.
+
+    Second moments are collected in as many passes as the limit on memory asks for; all but the
+    first run while the method reads them.
+    """
+    shown = progress or Progress()
     if method.folds:
         parts = folded(sets["retain"], method.folds, config.seed)
         sets = {"forget": sets["forget"], **{n: rows for n, rows in parts.items() if rows}}
-    for name, examples in sets.items():
-        for condition in CONDITIONS:
-            total = sum(e.has(condition) for e in examples)
-            if not total or not (method.neurons or method.moments):
-                continue
-            reached = [s for s in sites if condition == "multi" or s.tower == "language"]
-            with (progress or Progress()).task(f"collect {name} {condition}", total) as tick:
-                found = collect_statistics(
-                    model,
-                    prompter,
-                    examples,
-                    condition,
-                    sites=reached,
-                    neurons=method.neurons,
-                    moments=method.moments,
-                    counting=Counting(config.positions, config.unit, config.tau),
-                    batch_size=config.batch_size,
-                    tick=tick,
-                )
-            neurons[name, condition], moments[name, condition] = found.neurons, found.moments
-    bench = Bench(model, prompter, sets, sites, config, progress or Progress())
-    return evidence_of(bench, neurons, moments)
+    reach = {
+        (name, condition): [s for s in sites if condition == "multi" or s.tower == "language"]
+        for name, examples in sets.items()
+        for condition in CONDITIONS
+        if any(e.has(condition) for e in examples)
+    }
+
+    def collect(of: Name, chosen: Sequence[Site], *, moments: bool) -> Statistics:
+        name, condition = of
+        total = -(-sum(e.has(condition) for e in sets[name]) // part()[1])
+        with shown.task(f"collect {name} {condition}", total) as tick:
+            return collect_statistics(
+                model,
+                prompter,
+                sets[name],
+                condition,
+                sites=chosen,
+                neurons=not moments,
+                moments=moments,
+                counting=Counting(config.positions, config.unit, config.tau),
+                batch_size=config.batch_size,
+                share=part(),
+                tick=tick,
+            )
+
+    neurons: dict[Name, Any] = {}
+    second: Mapping[Name, Any] = {}
+    if method.neurons:
+        neurons = {of: collect(of, own, moments=False).neurons for of, own in reach.items()}
+    if method.moments:
+        limit = None if config.memory is None else bytes_of(config.memory)
+        groups = groups_within(limit, sites, reach, held_beside(sites, method))
+        second = Passes(reach, groups, lambda of, own: collect(of, own, moments=True).moments)
+    return evidence_of(Bench(model, prompter, sets, sites, config, shown), neurons, second)
+
+
+def held_beside(sites: Sequence[Site], method: Method) -> int:
+    """Bytes that a method holds beside second moments: its solver's, its directions and edits."""
+    solver = max(workspace(s.width) for s in sites)
+    each = sum(3 * 8 * s.width * min(method.directions, s.width) for s in sites)
+    return solver + (method.folds + 1) * each
 
 
 def fold_names(number: int) -> list[str]:
@@ -213,6 +240,8 @@ def decide(
     about = {s.key: {"tower": s.tower, "path": s.path, "width": s.width} for s in evidence.sites}
     sites = {key: about[key] for key in outcome.edits}
     origin = provenance(model, forget, retain, config)
+    if isinstance(evidence.moments, Passes):
+        origin["passes"] = [{"sites": len(group)} for group in evidence.moments.groups]
     if outcome.notes:
         origin["notes"] = dict(outcome.notes)
     if outcome.system_prompt:
@@ -297,7 +326,12 @@ class Run:
         )
 
     def open(self) -> None:
-        """Check everything that can be checked, then claim the folder."""
+        """Check everything that can be checked, then claim the folder; the leader does."""
+        if leads():
+            self._open()
+        agreed(True)
+
+    def _open(self) -> None:
         check_sets(self.suite.sets["forget"], self.suite.sets["retain"], self.config)
         state: dict[str, Any] = {
             "config": self.config.as_dict(),
@@ -319,13 +353,15 @@ class Run:
     def opened(self) -> Iterator[Run]:
         """Open; a new folder goes again if the input proves wrong before there is a plan."""
         existed = self.folder.exists()
-        self.open()
-        try:
-            yield self
-        except InputError:
-            if not existed and not (self.folder / "plan.safetensors").exists():
-                shutil.rmtree(self.folder)
-            raise
+        with joined():
+            self.open()
+            try:
+                yield self
+            except InputError:
+                planned = (self.folder / "plan.safetensors").exists()
+                if leads() and not existed and not planned:
+                    shutil.rmtree(self.folder)
+                raise
 
     def collect(self) -> Evidence:
         """Statistics of forget and retain; neuron statistics are kept under stats/."""
@@ -335,18 +371,18 @@ class Run:
         folder = self.folder / "stats"
         with self.timed("collect"):
             sets = {n: self.suite.sets[n] for n in ("forget", "retain")}
-            if folder.is_dir() and not method.moments:
+            if agreed(folder.is_dir()) and not method.moments:
                 bench = Bench(model, self.prompter, sets, sites, self.config, self.progress)
                 return evidence_of(bench, read_stats(folder), {})
             evidence = gather(model, self.prompter, sets, sites, self.config, method, self.progress)
-            if method.neurons and not folder.is_dir():
+            if leads() and method.neurons and not folder.is_dir():
                 write_stats(folder, evidence.neurons)
         return evidence
 
     def plan(self) -> Plan:
         """The plan, made or read."""
         path = self.folder / "plan.safetensors"
-        if path.is_file():
+        if agreed(path.is_file()):
             return Plan.load(path)
         evidence = self.collect()
         forget, retain = self.suite.sets["forget"], self.suite.sets["retain"]
@@ -354,14 +390,18 @@ class Run:
             plan = decide(
                 self.loaded[0], self.prompter, forget, retain, self.config, evidence, self.progress
             )
-            if plan.scores:
-                scores = {k: v.double().contiguous() for k, v in plan.scores.items()}
-                replace_with(self.folder / "scores.safetensors", lambda p: save_file(scores, p))
-            found = plan.provenance.get("notes", {}).get("search")
-            if found:
-                write_json(self.folder / "search.json", found)
-            plan.save(path)
+            if leads():
+                self._write(plan, path)
         return plan
+
+    def _write(self, plan: Plan, path: Path) -> None:
+        if plan.scores:
+            scores = {k: v.double().contiguous() for k, v in plan.scores.items()}
+            replace_with(self.folder / "scores.safetensors", lambda p: save_file(scores, p))
+        found = plan.provenance.get("notes", {}).get("search")
+        if found:
+            write_json(self.folder / "search.json", found)
+        plan.save(path)
 
     def apply(self, plan: Plan) -> None:
         """Write the edited checkpoint to model/."""
@@ -448,18 +488,21 @@ class Run:
         yield
         seconds = self._seconds()
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - begun
-        write_json(self.folder / "seconds.json", seconds)
+        if leads():
+            write_json(self.folder / "seconds.json", seconds)
 
     def _seconds(self) -> dict[str, float]:
         path = self.folder / "seconds.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def all(self) -> dict[str, Any]:
-        """Every stage that is not done yet, in order; returns the results."""
+        """Every stage that is not done yet, in order; returns the results, {} unless it leads."""
         from expunge.report import write_report
 
         with self.opened():
             plan = self.plan()
+            if not leads():
+                return {}
             self.apply(plan)
             results = self.evaluate(plan)
             write_report(self.folder, show_content=self.config.show_content)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
+
+
+def speaks() -> bool:
+    """Whether this process is the one that speaks: the first where torchrun started several."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Progress:
     """Shows one bar per task on a terminal; silent elsewhere."""
 
     def __init__(self, *, show: bool | None = None) -> None:
-        self.show = sys.stderr.isatty() if show is None else show
+        self.show = sys.stderr.isatty() and speaks() if show is None else show
 
     @contextlib.contextmanager
     def task(self, name: str, total: int, *, adds: bool = False) -> Iterator[Callable[[int], None]]:

@@ -14,6 +14,8 @@ from torch import Tensor
 from expunge.errors import InputError
 
 NEURON_FIELDS = ("total", "absolute", "over", "square")
+CPU_BLOCK, BLOCK = 32, 4096
+"""Rows that are summed at a time: on a CPU as many as stay in its cache, elsewhere more."""
 
 
 @dataclass
@@ -50,13 +52,20 @@ class NeuronStats:
             z: Activations, any float dtype, [..., width].
             mask: Which positions count, bool [...]; None counts all.
         """
-        rows = counted(z, mask, self.total.numel()).to(torch.float64)
-        magnitude = rows.abs()
+        rows = counted(z, mask, self.total.numel())
         self.count += rows.shape[0]
-        self.total += rows.sum(0)
-        self.absolute += magnitude.sum(0)
-        self.over += (magnitude > self.tau).sum(0)
-        self.square += torch.linalg.vecdot(rows, rows, dim=0)
+        size = CPU_BLOCK if rows.device.type == "cpu" else BLOCK
+        scratch = torch.empty(2, size, rows.shape[1], dtype=torch.float64, device=rows.device)
+        for block in rows.split(size):
+            self._add(block, *scratch[:, : len(block)])
+
+    def _add(self, rows: Tensor, exact: Tensor, active: Tensor) -> None:
+        """Add rows [n, width] by products with ones, the fastest sums; overwrites the others."""
+        ones = exact.new_ones(len(rows))
+        self.total.addmv_(exact.copy_(rows).T, ones)
+        self.absolute.addmv_(exact.abs_().T, ones)
+        self.over.addmv_(torch.gt(exact, self.tau, out=active).T, ones)
+        self.square.addmv_(exact.square_().T, ones)
 
     @property
     def mean_abs(self) -> Tensor:

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expunge.config import RunConfig
+from expunge.config import RunConfig, bytes_of
 from expunge.errors import InputError
 
 CHANGED = {
@@ -16,9 +16,9 @@ CHANGED = {
     "method": "manu", "budget": 0.03, "strength": 2.5, "keep": 0.9, "towers": ["vision", "eeg"],
     "towers_declared": {"eeg": "a.b"}, "attention": True, "importances": {"abs": 1.0, "var": 0.5},
     "per_tower": True, "positions": "answer", "unit": "example", "tau": 0.2, "eps": 1e-7,
-    "batch_size": 4, "seed": 7, "dtype": "float32", "device": "cpu", "data_format": "mllmu",
-    "prompt_template": "{image}{question}", "allow_overlap": True, "show_content": True,
-    "trust_remote_code": True,
+    "batch_size": 4, "memory": "8GiB", "seed": 7, "dtype": "float32", "device": "cpu",
+    "data_format": "mllmu", "prompt_template": "{image}{question}", "allow_overlap": True,
+    "show_content": True, "trust_remote_code": True,
 }  # fmt: skip
 
 
@@ -68,6 +68,11 @@ def test_unknown_key_names_the_nearest(name, near):
         ("seed", -1, "at least 0"),
         ("batch_size", 0, "at least 1"),
         ("batch_size", "8", "a whole number"),
+        ("memory", "much", "such as 8GiB"),
+        ("memory", "0GiB", "such as 8GiB"),
+        ("memory", "1.2.3GB", "such as 8GiB"),
+        ("memory", "8", "such as 8GiB"),
+        ("memory", 8, "text or nothing"),
         ("tau", -0.1, "at least 0"),
         ("tau", float("nan"), "at least 0"),
         ("eps", 0.0, "above 0"),
@@ -130,3 +135,11 @@ def test_wrong_option_does_not_blame_the_file(tmp_path):
     with pytest.raises(InputError) as caught:
         RunConfig.read(path, {"seed": -1})
     assert "run.yaml" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("8GiB", 8 * 2**30), ("500 MB", 500 * 10**6), ("1.5kib", 1536), ("7B", 7), ("2.5e3MB", 25e8)],
+)
+def test_amounts_of_memory(text, number):
+    assert bytes_of(text) == number

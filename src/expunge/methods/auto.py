@@ -47,15 +47,15 @@ class Step:
 def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     """Build the directions, and search their strength unless it is given."""
     folds = sorted({name for name, _ in evidence.moments if name != "forget"})
-    final = site_directions(evidence, RIDGE, folds, NUMBER)
+    kept = [folds]
+    if config.strength is None:
+        kept += [[f for f in folds if f != left] for left in folds]
+    final, *without = site_directions(evidence, RIDGE, kept, NUMBER)
     scores = {key: d.ratio for key, d in final.items()}
     if config.strength is not None:
         return Outcome(_edits(evidence, final, config.strength), scores)
     assert evidence.judge is not None
     judge = evidence.judge
-    without = [
-        site_directions(evidence, RIDGE, [f for f in folds if f != left], NUMBER) for left in folds
-    ]
     start = judge({}, [{}] * len(folds))
     steps: list[Step] = []
 
@@ -165,6 +165,7 @@ METHOD = Method(
     about="forget/retain filter, strength found by search on held-out retain subjects (default)",
     decide=decide,
     moments=True,
+    directions=NUMBER,
     folds=5,
     towers=TOWERS,
 )

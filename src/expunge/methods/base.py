@@ -169,6 +169,7 @@ class Method:
         neurons: Needs neuron statistics.
         moments: Needs second moments.
         attention: Takes attention sites too, whatever the configuration says.
+        directions: How many eigen-directions of a site it holds at most, for its need of memory.
         folds: Into how many folds of subjects retain is divided, each left out once to judge by.
         towers: Towers it edits unless told otherwise.
         budget: Default budget, or None if it has none.
@@ -181,6 +182,7 @@ class Method:
     neurons: bool = False
     moments: bool = False
     attention: bool = False
+    directions: int = 0
     folds: int = 0
     towers: tuple[str, ...] = ("vision", "language")
     budget: float | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -12,7 +11,6 @@ from torch import Tensor
 from expunge.config import RunConfig
 from expunge.methods.base import Evidence, Method, Outcome, stats_of
 from expunge.plan import SiteEdit
-from expunge.stats import SecondMoment
 from expunge.subspace import MAX_RANK, Directions, compressed, directions, lowrank_edit, shares
 
 TOWERS = ("connector", "language")
@@ -27,25 +25,45 @@ def moment(evidence: Evidence, sets: Sequence[str], key: str) -> Tensor | None:
         parts = [evidence.moments.get((name, condition), {}).get(key) for name in sets]
         known = [m for m in parts if m is not None and m.count]
         if known:
-            found.append(reduce(SecondMoment.merge, known).mean.double())
-    return sum(found[1:], found[0]) / len(found) if found else None
+            found.append(known)
+    if not found:
+        return None
+    mean = torch.zeros_like(found[0][0].outer, dtype=torch.float64)
+    for known in found:
+        share = 1 / (len(found) * sum(m.count for m in known))
+        for each in known:
+            mean.add_(each.outer, alpha=share)
+    return mean
 
 
 def site_directions(
     evidence: Evidence,
     ridge: float = RIDGE,
-    kept: Sequence[str] = ("retain",),
+    kept: Sequence[Sequence[str]] = (("retain",),),
     number: int = MAX_RANK,
-) -> dict[str, Directions]:
-    """At most `number` eigen-directions of every site that fired on forget, against sets `kept`."""
-    found = {}
+) -> list[dict[str, Directions]]:
+    """At most `number` eigen-directions of every site that fired on forget.
+
+    Site by site, so that second moments may be collected by groups of sites.
+
+    Args:
+        evidence: With second moments.
+        ridge: See `subspace.directions`.
+        kept: Several choices of sets that stand for what is kept.
+        number: How many directions of a site at most.
+
+    Returns:
+        For each choice: site key -> directions.
+    """
+    found: list[dict[str, Directions]] = [{} for _ in kept]
     for site in evidence.sites:
         forget = moment(evidence, ("forget",), site.key)
         if forget is None:
             continue
-        retain = moment(evidence, kept, site.key)
-        base = torch.zeros_like(forget) if retain is None else retain
-        found[site.key] = directions(forget, base, ridge=ridge, number=number)
+        for sets, into in zip(kept, found, strict=True):
+            retain = moment(evidence, sets, site.key)
+            base = torch.zeros_like(forget) if retain is None else retain
+            into[site.key] = directions(forget, base, ridge=ridge, number=number)
     return found
 
 
@@ -67,14 +85,14 @@ def edits_for(
 
 def soft(evidence: Evidence, config: RunConfig) -> Outcome:
     """W' = W C_r (C_r + mu C_f)^-1, mu = strength."""
-    found = site_directions(evidence)
+    (found,) = site_directions(evidence)
     removed = {k: shares(d.ratio, config.strength or 0.0) for k, d in found.items()}
     return Outcome(edits_for(evidence, found, removed), {k: d.ratio for k, d in found.items()})
 
 
 def hard(evidence: Evidence, config: RunConfig) -> Outcome:
     """Prune the top share of all generalised eigen-directions, ranked over all sites."""
-    found = site_directions(evidence)
+    (found,) = site_directions(evidence)
     total = sum(s.width for s in evidence.sites if s.key in found)
     number = math.floor((config.budget or 0.0) * total + 1e-9)
     everything = torch.cat([d.ratio for d in found.values()]) if found else torch.zeros(0)
@@ -109,6 +127,7 @@ FILTER = Method(
     about="forget/retain filter: W C_r (C_r + mu C_f)^-1, mu = --strength",
     decide=soft,
     moments=True,
+    directions=MAX_RANK,
     towers=TOWERS,
     strength=0.3,
 )
@@ -117,6 +136,7 @@ DIRECTIONS = Method(
     about="prune the top share of forget/retain eigen-directions",
     decide=hard,
     moments=True,
+    directions=MAX_RANK,
     towers=TOWERS,
     budget=0.01,
 )

@@ -1,0 +1,133 @@
+"""Second moments by groups of sites, a pass over the data for each, under a stated limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from expunge.errors import InputError
+from expunge.sites import Site
+from expunge.stats import SecondMoment
+
+Name = tuple[str, str]
+"""(set, condition)."""
+Reach = Mapping[Name, Sequence[Site]]
+Sums = Mapping[str, SecondMoment]
+FLOAT64 = 8
+
+
+def groups_within(
+    limit: int | None, sites: Sequence[Site], reach: Reach, beside: int
+) -> list[list[Site]]:
+    """Divide sites, in their order, into few groups whose second moments fit a limit.
+
+    Args:
+        limit: Bytes that may be held; None is no limit.
+        sites: All sites that get second moments.
+        reach: (set, condition) -> sites it reaches: each of these has one second moment.
+        beside: Bytes held besides the second moments.
+
+    Raises:
+        InputError: Not even the largest site fits; the message names the least limit.
+    """
+    if limit is None:
+        return [list(sites)]
+    count = dict.fromkeys((s.key for s in sites), 0)
+    for reached in reach.values():
+        for site in reached:
+            count[site.key] += 1
+    sizes = {s.key: count[s.key] * FLOAT64 * s.width**2 for s in sites}
+    largest = max(sites, key=lambda s: sizes[s.key])
+    least = beside + sizes[largest.key]
+    if least > limit:
+        raise InputError(
+            f"memory is {shown(limit)}, but site {largest.key} alone needs {shown(least)}:"
+            f" {count[largest.key]} second moments of {largest.width} x {largest.width} numbers,"
+            " and what is worked out of them; give that much, fewer --towers, or a method without"
+            " second moments such as manu"
+        )
+    groups: list[list[Site]] = [[]]
+    used = beside
+    for site in sites:
+        if used + sizes[site.key] > limit:
+            groups.append([])
+            used = beside
+        groups[-1].append(site)
+        used += sizes[site.key]
+    return groups
+
+
+def shown(number: int) -> str:
+    """Bytes as `config.bytes_of` reads them, rounded up."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if number >= 1 << power:
+            return f"{-(-number * 100 // (1 << power)) / 100:g}{unit}"
+    return f"{number}B"
+
+
+class Passes(Mapping[Name, Sums]):
+    """(set, condition) -> site key -> second moment, of which one group of sites is held.
+
+    Asking for a site of another group lets go of the one that is held and runs the data again, so
+    whoever reads everything goes site by site. The first group is collected at once.
+
+    Args:
+        reach: (set, condition) -> sites it reaches.
+        groups: Sites that are held together.
+        collect: Runs a set under a condition and sums at some of the sites it reaches.
+    """
+
+    def __init__(
+        self,
+        reach: Reach,
+        groups: Sequence[Sequence[Site]],
+        collect: Callable[[Name, Sequence[Site]], Sums],
+    ) -> None:
+        self.groups = groups
+        self._reach, self._collect = reach, collect
+        self._group = {site.key: i for i, group in enumerate(groups) for site in group}
+        self._found: dict[Name, Sums] = {}
+        self._hold(0)
+
+    def _hold(self, index: int) -> None:
+        self._held = index
+        self._found.clear()
+        for name, reached in self._reach.items():
+            keys = {s.key for s in reached}
+            chosen = [s for s in self.groups[index] if s.key in keys]
+            self._found[name] = self._collect(name, chosen) if chosen else {}
+
+    def at(self, name: Name, key: str) -> SecondMoment:
+        """The second moment of a site, collected with its group where that is not held."""
+        if self._group[key] != self._held:
+            self._hold(self._group[key])
+        return self._found[name][key]
+
+    def __getitem__(self, name: Name) -> Sums:
+        return _Sums(self, name, dict.fromkeys(s.key for s in self._reach[name]))
+
+    def __iter__(self) -> Iterator[Name]:
+        return iter(self._reach)
+
+    def __len__(self) -> int:
+        return len(self._reach)
+
+
+@dataclass(frozen=True)
+class _Sums(Mapping[str, SecondMoment]):
+    """What `Passes` has under one set and condition."""
+
+    passes: Passes
+    name: Name
+    sites: Mapping[str, None]
+
+    def __getitem__(self, key: str) -> SecondMoment:
+        if key not in self.sites:
+            raise KeyError(key)
+        return self.passes.at(self.name, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
