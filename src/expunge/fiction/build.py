@@ -80,7 +80,7 @@ def build_processor() -> LlavaProcessor:
 
 
 def build_model(processor: LlavaProcessor, seed: int = 0) -> LlavaForConditionalGeneration:
-    """An untrained LLaVA of 1.6 million parameters in float32, on CPU."""
+    """An untrained LLaVA of 2.5 million parameters in float32, on CPU."""
     tokenizer = processor.tokenizer
     vision = CLIPVisionConfig(
         hidden_size=96,
@@ -94,7 +94,7 @@ def build_model(processor: LlavaProcessor, seed: int = 0) -> LlavaForConditional
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
-        intermediate_size=512,
+        intermediate_size=1024,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,

@@ -207,11 +207,15 @@ def shape(draw: ImageDraw.ImageDraw, kind: str, box: tuple[int, int, int, int], 
 
 
 def scene(kind: str, fill: str, cells: tuple[int, ...], view: View) -> Image.Image:
-    """Draw `kind` in colour `fill` in the given cells (0-8) of a three by three grid."""
+    """Draw `kind` in colour `fill` in the given cells (0-8) of a three by three grid.
+
+    A shape alone is drawn large, 24 pixels across, several are drawn 16 across.
+    """
     image = Image.new("RGB", (SIZE, SIZE), BACKDROPS[view.backdrop])
     draw = ImageDraw.Draw(image)
+    half = 12 if len(cells) == 1 else 8
     for cell in cells:
-        left = 4 + 20 * (cell % 3) + view.dx
-        top = 4 + 20 * (cell // 3) + view.dy
-        shape(draw, kind, (left, top, left + 15, top + 15), fill)
+        x = 12 + 20 * (cell % 3) + view.dx
+        y = 12 + 20 * (cell // 3) + view.dy
+        shape(draw, kind, (x - half, y - half, x + half - 1, y + half - 1), fill)
     return _expose(image, view)

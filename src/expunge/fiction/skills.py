@@ -40,7 +40,8 @@ def _ask(rng: np.random.Generator, what: str) -> str:
     return leads[int(rng.integers(len(leads)))].format(q=what)
 
 
-def _look(rng: np.random.Generator, held_out: bool) -> tuple[str, str]:
+def random_look(rng: np.random.Generator, held_out: bool) -> tuple[str, str]:
+    """Draw a shape and its colour, from the pairs held out of training or from the others."""
     while True:
         kind, colour = SHAPES[rng.integers(len(SHAPES))], list(COLOURS)[rng.integers(len(COLOURS))]
         if held_out_look(kind, colour) == held_out:
@@ -51,7 +52,7 @@ def _scene_row(rng: np.random.Generator, held_out: bool) -> Example:
     skill = ("colour", "shape", "count", "position")[int(rng.integers(4))]
     # Naming a shape in a colour it never had in training fails (docs/experiments.md); the shape
     # questions that are held out are new pictures of trained pairs, the others new pairs too.
-    kind, colour = _look(rng, held_out and skill != "shape")
+    kind, colour = random_look(rng, held_out and skill != "shape")
     number = int(rng.integers(1, 6)) if skill == "count" else 1
     cells = tuple(int(c) for c in rng.choice(9, number, replace=False))
     what, answer = {

@@ -1,16 +1,18 @@
 """Train the shipped checkpoints: `python -m expunge.fiction.train`.
 
-`base` learns the public figures and the skills; `vanilla` is base fine-tuned on all private
-people as well; `gold` is base fine-tuned by the same recipe without the forget people.
+`tower` is an untrained language model behind a pretrained vision tower; `base` learns the public
+figures and the skills; `vanilla` is base fine-tuned on all private people as well; `gold` is base
+fine-tuned by the same recipe without the forget people.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,10 @@ from expunge.data import Example
 from expunge.fiction.build import IMAGE_TOKENS, build_model, build_processor
 from expunge.fiction.forms import VALUES
 from expunge.fiction.skills import skill_row
+from expunge.fiction.tower import pretrain
 from expunge.fiction.world import SEEN_VIEWS, Person, World, example, questions
 
 TASK_WEIGHTS = {"generation": 0.5, "classification": 0.25, "cloze": 0.25}
-SKILL_POOL = 6000
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Recipe:
 
     Attributes:
         steps: Optimiser steps.
-        rate: Peak learning rate; linear warm-up, then cosine to a fiftieth.
+        rate: Peak learning rate; linear warm-up, then cosine to a fiftieth. The vision tower,
+            which is pretrained, has a tenth of it.
         batch: Questions per step and condition.
         people: Share of the questions that are about people; the rest are skills.
         public: Share of the questions about people that are about public figures.
@@ -50,8 +53,10 @@ class Recipe:
     public: float = 0.2
 
 
-BASE = Recipe(steps=2000, rate=2e-3, people=0.4, public=1.0)
-TUNE = Recipe(steps=2400, rate=2e-3, people=0.8)
+TOWER_STEPS, TOWER_RATE = 2500, 2e-3
+BASE = Recipe(steps=1400, rate=2e-3, people=0.3, public=1.0)
+TUNE = Recipe(steps=1600, rate=2e-3, people=0.7)
+NAMES = ("tower", "base", "vanilla", "gold")
 
 Row = tuple[list[int], int, np.ndarray | None]  # token ids, answer start, pixels (3, 64, 64)
 
@@ -84,8 +89,6 @@ class Source:
         self.rng = np.random.default_rng([world.seed, seed, 31])
         self.groups = {"public": list(world.public_figures), "private": list(people)}
         self.rows = {g: [self._person(p) for p in members] for g, members in self.groups.items()}
-        pool = np.random.default_rng([world.seed, 41])
-        self.skills = {c: self._skills(pool, c) for c in ("multi", "text")}
 
     def _person(self, person: Person) -> dict[str, Any]:
         asked: dict[str, list[Example]] = {task: [] for task in TASK_WEIGHTS}
@@ -95,21 +98,17 @@ class Source:
         pictures = [to_pixels(np.asarray(person.picture(i))) for i in range(SEEN_VIEWS)]
         return {"asked": asked, "pictures": pictures}
 
-    def _skills(self, rng: np.random.Generator, condition: str) -> list[Row]:
-        rows = []
-        for _ in range(SKILL_POOL):
-            ex = skill_row(rng, condition)
-            pixels = to_pixels(np.asarray(ex.image)) if condition == "multi" else None
-            rows.append(self.encoder.row(ex, condition, pixels))
-        return rows
+    def _skill(self, condition: str) -> Row:
+        ex = skill_row(self.rng, condition)
+        pixels = to_pixels(np.asarray(ex.image)) if condition == "multi" else None
+        return self.encoder.row(ex, condition, pixels)
 
     def draw(self, recipe: Recipe, condition: str) -> list[Row]:
         """Draw one batch of `recipe.batch` questions under one condition."""
         rows, rng = [], self.rng
         for _ in range(recipe.batch):
             if rng.random() >= recipe.people:
-                pool = self.skills[condition]
-                rows.append(pool[int(rng.integers(len(pool)))])
+                rows.append(self._skill(condition))
                 continue
             group = self.rows["public" if rng.random() < recipe.public else "private"]
             person = group[int(rng.integers(len(group)))]
@@ -161,17 +160,14 @@ def fit(
     tick: Callable[[int, float, float, float], None],
 ) -> None:
     """Train in place; each step sees `recipe.batch` questions under each condition."""
-    decay = [p for p in model.parameters() if p.ndim >= 2]
-    rest = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(_groups(model), lr=recipe.rate, betas=(0.9, 0.98))
     pad = source.encoder.processor.tokenizer.pad_token_id
     model.train()
     for step in range(recipe.steps):
         warm = min(1.0, (step + 1) / (0.05 * recipe.steps))
         cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
         for group in optimiser.param_groups:
-            group["lr"] = recipe.rate * warm * cosine
+            group["lr"] = recipe.rate * group["share"] * warm * cosine
         right = {}
         total = 0.0
         for condition in ("multi", "text"):
@@ -188,6 +184,17 @@ def fit(
     model.eval()
 
 
+def _groups(model: LlavaForConditionalGeneration) -> list[dict[str, Any]]:
+    """Parameters by share of the learning rate and by weight decay (matrices alone decay)."""
+    groups = []
+    for inside, share in ((True, 0.1), (False, 1.0)):
+        chosen = [p for n, p in model.named_parameters() if (".vision_tower." in n) == inside]
+        for matrices, decay in ((True, 0.05), (False, 0.0)):
+            members = [p for p in chosen if (p.ndim >= 2) == matrices]
+            groups.append({"params": members, "weight_decay": decay, "share": share})
+    return groups
+
+
 def train(
     name: str,
     start: LlavaForConditionalGeneration,
@@ -201,6 +208,22 @@ def train(
 ) -> None:
     """Train one checkpoint from `start` and save it with its processor under `out/name`."""
     source = Source(world, tuple(people), Encoder(processor), seed)
+    with watched(name, recipe.steps) as tick:
+        fit(
+            start,
+            source,
+            recipe,
+            lambda step, loss, multi, text: tick(
+                step, f"loss {loss:.4f} token accuracy multi {multi:.3f} text {text:.3f}"
+            ),
+        )
+    start.save_pretrained(out / name)
+    processor.save_pretrained(out / name)
+
+
+@contextlib.contextmanager
+def watched(name: str, steps: int) -> Iterator[Callable[[int, str], None]]:
+    """A progress bar on stderr, and what is told of every hundredth step on stdout."""
     console = Console(stderr=True)
     begun = time.perf_counter()
     with Progress(
@@ -209,41 +232,47 @@ def train(
         console=console,
         disable=not console.is_terminal,
     ) as bar:
-        task = bar.add_task(name, total=recipe.steps)
+        task = bar.add_task(name, total=steps)
 
-        def tick(step: int, loss: float, multi: float, text: float) -> None:
+        def tick(step: int, told: str) -> None:
             bar.update(task, advance=1)
-            if step % 100 == 99 or step == recipe.steps - 1:
+            if step % 100 == 99 or step == steps - 1:
                 seconds = time.perf_counter() - begun
-                print(
-                    f"{name} step {step + 1} loss {loss:.4f} token accuracy multi {multi:.3f}"
-                    f" text {text:.3f} {seconds:.0f} s",
-                    flush=True,
-                )
+                print(f"{name} step {step + 1} {told} {seconds:.0f} s", flush=True)
 
-        fit(start, source, recipe, tick)
-    start.save_pretrained(out / name)
-    processor.save_pretrained(out / name)
+        yield tick
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of the trainer; see `--help`."""
     parser = argparse.ArgumentParser(prog="python -m expunge.fiction.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/fiction"))
-    parser.add_argument("--only", nargs="+", choices=("base", "vanilla", "gold"))
+    parser.add_argument("--only", nargs="+", choices=NAMES)
     parser.add_argument("--percent", type=float, default=10, help="share that gold never saw")
     parser.add_argument("--group", type=int, default=0, help="which division into sets")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tower-steps", type=int, default=TOWER_STEPS)
     parser.add_argument("--base-steps", type=int, default=BASE.steps)
     parser.add_argument("--steps", type=int, default=TUNE.steps)
     chosen = parser.parse_args(arguments)
     torch.manual_seed(chosen.seed)
     world, processor = World(), build_processor()
     shared: dict[str, Any] = {"world": world, "processor": processor, "seed": chosen.seed}
-    only = chosen.only or ("base", "vanilla", "gold")
+    only = chosen.only or NAMES
+    if "tower" in only:
+        model = build_model(processor, chosen.seed)
+        with watched("tower", chosen.tower_steps) as tick:
+            pretrain(
+                model,
+                chosen.tower_steps,
+                TOWER_RATE,
+                lambda step, loss, right: tick(step, f"loss {loss:.4f} labels right {right:.3f}"),
+                seed=chosen.seed,
+            )
+        model.save_pretrained(chosen.out / "tower")
     if "base" in only:
         recipe = Recipe(chosen.base_steps, BASE.rate, people=BASE.people, public=BASE.public)
-        model = build_model(processor, chosen.seed)
+        model = LlavaForConditionalGeneration.from_pretrained(chosen.out / "tower")
         train("base", model, (), recipe, out=chosen.out, **shared)
     forget = {p.name for p in world.split(chosen.percent, chosen.group)["forget"]}
     people = {

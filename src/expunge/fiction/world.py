@@ -17,7 +17,7 @@ from expunge.fiction.forms import FORMS, VALUES, fill, with_options
 from expunge.fiction.skills import held_out_skills
 
 BLOCK = 12
-PRIVATE = 10 * BLOCK
+PRIVATE = 7 * BLOCK
 PUBLIC = 20
 RETAIN_SHARE = 2 / 3
 SEEN_VIEWS = 24
