@@ -437,7 +437,7 @@ FAMILIES: dict[str, Family] = {
     "mistral3": Family(
         "mistral3",
         {
-            "vision_config": {"model_type": "pixtral", **VIT, "head_dim": 8},
+            "vision_config": {"model_type": "pixtral", **VIT, "head_dim": 8, "image_size": 16},
             "text_config": {"model_type": "mistral", **TEXT},
             "image_token_index": IMAGE,
             "image_token_id": IMAGE,

@@ -114,14 +114,14 @@ def qwen(kind: str) -> Recipe:
     )
 
 
-def pixtral(**options: Any) -> Recipe:
+def pixtral(edge: int = 8, **options: Any) -> Recipe:
     return Recipe(
         "models.pixtral.processing_pixtral.PixtralProcessor",
         PIXTRAL,
         "[IMG]",
         {"patch_size": 4, **options},
         lambda: tf.PixtralImageProcessorPil(
-            size={"longest_edge": 8}, patch_size={"height": 4, "width": 4}
+            size={"longest_edge": edge}, patch_size={"height": 4, "width": 4}
         ),
     )
 
@@ -222,7 +222,7 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
     "llava-pixtral": pixtral(),
-    "mistral3": pixtral(spatial_merge_size=2),
+    "mistral3": pixtral(16, spatial_merge_size=2),
     "mllama": Recipe(
         "MllamaProcessor",
         {IMAGE: "<|image|>"},
