@@ -196,7 +196,7 @@ def provenance(
     }
 
 
-PATHS = ("model", "forget", "retain", "test", "neighbor", "real", "skills", "gold", "device")
+PATHS = (*data.SETS, "model", "gold", "device", "device_map")  # that a plan does not depend on
 
 
 def decide(
@@ -293,6 +293,7 @@ class Run:
             model_id,
             dtype=self.config.dtype,
             device=self.config.device,
+            device_map=self.config.device_map,
             trust_remote_code=self.config.trust_remote_code,
         )
 
