@@ -41,6 +41,7 @@ from expunge.methods import Evidence, Method
 from expunge.models import Prompter, batches, check_checkpoint, load
 from expunge.plan import Plan
 from expunge.progress import Progress
+from expunge.routing import routed
 from expunge.selection import check_budget
 from expunge.sites import Site, down_weight, find_sites
 from expunge.summary import summarise
@@ -361,6 +362,9 @@ class Run:
             found = plan.provenance.get("notes", {}).get("search")
             if found:
                 write_json(self.folder / "search.json", found)
+            if layers := routed(evidence):
+                unit = {"unit": self.config.unit, "layers": layers}
+                write_json(self.folder / "experts.json", unit)
             plan.save(path)
         return plan
 

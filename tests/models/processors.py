@@ -113,9 +113,7 @@ def qwen(kind: str) -> Recipe:
         QWEN,
         "<|vision_start|><|image_pad|><|vision_end|>",
         {"video_processor": None},
-        lambda: pil("Qwen2VL")(
-            patch_size=4, merge_size=2, min_pixels=64, max_pixels=256
-        ),
+        lambda: pil("Qwen2VL")(patch_size=4, merge_size=2, min_pixels=64, max_pixels=256),
     )
 
 
@@ -125,9 +123,7 @@ def pixtral(edge: int = 8, **options: Any) -> Recipe:
         PIXTRAL,
         "[IMG]",
         {"patch_size": 4, **options},
-        lambda: pil("Pixtral")(
-            size={"longest_edge": edge}, patch_size={"height": 4, "width": 4}
-        ),
+        lambda: pil("Pixtral")(size={"longest_edge": edge}, patch_size={"height": 4, "width": 4}),
     )
 
 
