@@ -18,6 +18,7 @@ from expunge.options import (
     BatchSize,
     Budget,
     ConfigFile,
+    DeviceMap,
     File,
     Format,
     Gold,
@@ -138,6 +139,7 @@ def run(
     seed: Seed = None,
     batch_size: BatchSize = None,
     memory: Memory = None,
+    device_map: DeviceMap = None,
     prompt_template: Template = None,
     allow_overlap: Overlap = None,
     show_content: ShowContent = None,
@@ -197,6 +199,7 @@ def collect(
     data_format: Format = None,
     batch_size: BatchSize = None,
     memory: Memory = None,
+    device_map: DeviceMap = None,
     prompt_template: Template = None,
     allow_overlap: Overlap = None,
     trust_remote_code: Trust = None,
@@ -226,6 +229,7 @@ def plan(
     seed: Seed = None,
     batch_size: BatchSize = None,
     memory: Memory = None,
+    device_map: DeviceMap = None,
     prompt_template: Template = None,
     allow_overlap: Overlap = None,
     trust_remote_code: Trust = None,
@@ -252,6 +256,7 @@ def apply(
     plan_file: Annotated[Path, typer.Argument(help="Plan file.")],
     model: Model,
     out: Annotated[Path, typer.Option("--out", help="Folder of the edited checkpoint.")],
+    device_map: DeviceMap = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code")] = False,
     json_: Json = False,
 ) -> None:
@@ -261,7 +266,7 @@ def apply(
     from expunge.plan import Plan
 
     chosen = Plan.load(plan_file)
-    loaded, processor = load(model, trust_remote_code=trust_remote_code)
+    loaded, processor = load(model, device_map=device_map, trust_remote_code=trust_remote_code)
     with applied(loaded, chosen) as edited:
         save_checkpoint(edited, processor, out)
     emit({"model": str(out), "sites": len(chosen.edits)}, json_, lambda: str(out))
@@ -296,6 +301,7 @@ def evaluate(
     data_format: Format = None,
     seed: Seed = None,
     batch_size: BatchSize = None,
+    device_map: DeviceMap = None,
     prompt_template: Template = None,
     trust_remote_code: Trust = None,
     out: Annotated[Path | None, typer.Option(help="File for the results, JSON.")] = None,
@@ -373,6 +379,7 @@ def compare(
     seed: Seed = None,
     batch_size: BatchSize = None,
     memory: Memory = None,
+    device_map: DeviceMap = None,
     prompt_template: Template = None,
     allow_overlap: Overlap = None,
     trust_remote_code: Trust = None,

@@ -51,6 +51,8 @@ class RunConfig:
         seed: Of everything random.
         dtype: Weight dtype, or auto.
         device: Where the model runs; None is the first CUDA device if there is one.
+        device_map: Instead of a device: how accelerate spreads the model over GPUs, CPU and disk
+            (`auto`, or module -> device, such as `cpu` or `disk`).
         data_format: Format of the question files, or auto.
         prompt_template: Used instead of a chat template.
         allow_overlap: Accept subjects that are in both forget and retain.
@@ -84,6 +86,7 @@ class RunConfig:
     seed: int = 0
     dtype: str = "auto"
     device: str | None = None
+    device_map: str | Mapping[str, str] | None = None
     data_format: str = "auto"
     prompt_template: str | None = None
     allow_overlap: bool = False
@@ -198,5 +201,7 @@ def _check_figures(config: RunConfig) -> None:
             raise InputError(f"{name} is {getattr(config, name)}, expected {expected}")
     if config.memory is not None:
         bytes_of(config.memory)
+    if config.device is not None and config.device_map is not None:
+        raise InputError("device and device_map are both given, expected one of them")
     if config.dtype not in DTYPES:
         raise unknown("dtype", config.dtype, DTYPES)

@@ -16,7 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file
 
 from expunge.errors import InputError
-from expunge.offload import stored_parameters
+from expunge.offload import stored_parameters, whole_state
 from expunge.plan import Plan, SiteEdit
 from expunge.sites import Site, down_module, down_weight, find_sites
 
@@ -222,7 +222,7 @@ def save_checkpoint(model: Any, processor: Any, folder: str | Path) -> Path:
         shutil.rmtree(temporary)
     try:
         temporary.mkdir(parents=True)
-        model.save_pretrained(temporary, **shard_size(model))
+        _write_weights(model, temporary)
         if processor is not None:
             processor.save_pretrained(temporary)
         if folder.exists():
@@ -232,6 +232,15 @@ def save_checkpoint(model: Any, processor: Any, folder: str | Path) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(f"the checkpoint cannot be written to {folder}: {error}") from error
     return folder
+
+
+def _write_weights(model: Any, folder: Path) -> None:
+    try:
+        model.save_pretrained(folder, **shard_size(model))
+    except AttributeError:  # transformers 5.0 looks for offloaded weights under their names on disk
+        if not any(p.device.type == "meta" for p in model.parameters()):
+            raise
+        model.save_pretrained(folder, state_dict=whole_state(model), **shard_size(model))
 
 
 @torch.no_grad()

@@ -92,13 +92,15 @@ def _forward(
         module: The experts.
         hidden: What enters them, [tokens, in].
         index: Experts of each token, int64 [tokens, k]; one past the last expert means none.
-        weights: How much each counts, [tokens, k].
+        weights: How much each counts, [tokens, k], or of all experts, [tokens, experts].
         hear: Whom to report to.
 
     Returns:
         The weighted sum of what the experts say, [tokens, out].
     """
     result = torch.zeros_like(hidden)
+    if weights.shape != index.shape:
+        weights = weights.gather(1, index.clamp(max=weights.shape[1] - 1))
     for expert in torch.unique(index).tolist():
         if expert >= len(module.down_proj):
             continue

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import tempfile
+import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +106,7 @@ def load(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
     merge_adapter: bool = False,
     **options: Any,
@@ -114,10 +117,13 @@ def load(
         model_id: Folder or Hub id.
         dtype: Weight dtype; "auto" is what the checkpoint holds.
         device: Where the model goes; None is the first CUDA device if there is one.
+        device_map: Instead of a device: how accelerate spreads the model over GPUs, CPU and disk,
+            "auto" or module -> device. Weights that must be written to disk again go to a
+            temporary folder that lasts as long as the model.
         trust_remote_code: Run code that comes with the checkpoint.
         merge_adapter: For a folder with a peft adapter: put it into the weights of its base model,
             so that they can be edited; else statistics run through it and edits are refused.
-        **options: Passed to `from_pretrained`, for instance `device_map`.
+        **options: Passed to `from_pretrained`, for instance `max_memory`.
 
     Returns:
         The model in evaluation mode, and its processor (a tokenizer for text-only models).
@@ -129,6 +135,9 @@ def load(
     source = model_id if base is None else base
     check_checkpoint(source)
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if device_map is not None:
+        spare = tempfile.TemporaryDirectory(prefix="expunge-offload-")
+        options = {"device_map": device_map, "offload_folder": spare.name, **options}
     try:
         config = AutoConfig.from_pretrained(source, **common)
         auto = auto_class(config)
@@ -143,14 +152,20 @@ def load(
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = "" if Path(source).exists() else "is no folder here and "
         raise InputError(f"{source} {where}cannot be loaded as a model: {first}") from error
-    if "device_map" not in options:
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            model.to(chosen)
-        except (RuntimeError, AssertionError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise InputError(f"the model cannot be put on device {chosen}: {first}") from error
+    if device_map is not None:
+        weakref.finalize(model, spare.cleanup)
+    else:
+        _put(model, device)
     return model.eval(), processor
+
+
+def _put(model: Any, device: str | torch.device | None) -> None:
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model.to(chosen)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"the model cannot be put on device {chosen}: {first}") from error
 
 
 def _check_complete(source: str | Path, model: Any, absent: Collection[str]) -> None:

@@ -44,6 +44,18 @@ def stored_parameters(model: nn.Module) -> Iterator[Tensor]:
                 yield value
 
 
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with offloaded weights as they are kept, in memory."""
+    state: dict[str, Tensor] = model.state_dict()
+    for path, value in state.items():
+        module, _, name = path.rpartition(".")
+        kept = None
+        if value.device.type == "meta":
+            kept = kept_weight(model.get_submodule(module), name)
+        state[path] = value if kept is None else kept
+    return state
+
+
 def _sources(module: nn.Module, name: str) -> Iterator[tuple[Mapping[str, Tensor], str]]:
     """Where accelerate's hooks keep a parameter, and under which key."""
     hook: Any = getattr(module, "_hf_hook", None)

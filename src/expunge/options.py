@@ -18,6 +18,9 @@ Tower = Annotated[
     list[str] | None, typer.Option(help="Declare a tower: name=path.to.module (repeatable).")
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+DeviceMap = Annotated[
+    str | None, typer.Option("--device-map", help="auto: spread the model over GPUs, CPU and disk.")
+]
 ShowContent = Annotated[
     bool | None, typer.Option("--show-content", help="Show forget-set content in the report.")
 ]

@@ -43,6 +43,7 @@ from expunge.parallel import agreed, joined, leads, part
 from expunge.passes import Name, Passes, groups_within
 from expunge.plan import Plan
 from expunge.progress import Progress
+from expunge.routing import routed
 from expunge.selection import check_budget
 from expunge.sites import Site, down_weight, find_sites
 from expunge.subspace import workspace
@@ -223,7 +224,7 @@ def provenance(
     }
 
 
-PATHS = ("model", "forget", "retain", "test", "neighbor", "real", "skills", "gold", "device")
+PATHS = (*data.SETS, "model", "gold", "device", "device_map")  # that a plan does not depend on
 
 
 def decide(
@@ -322,6 +323,7 @@ class Run:
             model_id,
             dtype=self.config.dtype,
             device=self.config.device,
+            device_map=self.config.device_map,
             trust_remote_code=self.config.trust_remote_code,
         )
 
@@ -391,16 +393,19 @@ class Run:
                 self.loaded[0], self.prompter, forget, retain, self.config, evidence, self.progress
             )
             if leads():
-                self._write(plan, path)
+                self._write(plan, evidence, path)
         return plan
 
-    def _write(self, plan: Plan, path: Path) -> None:
+    def _write(self, plan: Plan, evidence: Evidence, path: Path) -> None:
         if plan.scores:
             scores = {k: v.double().contiguous() for k, v in plan.scores.items()}
             replace_with(self.folder / "scores.safetensors", lambda p: save_file(scores, p))
         found = plan.provenance.get("notes", {}).get("search")
         if found:
             write_json(self.folder / "search.json", found)
+        if layers := routed(evidence):
+            unit = {"unit": self.config.unit, "layers": layers}
+            write_json(self.folder / "experts.json", unit)
         plan.save(path)
 
     def apply(self, plan: Plan) -> None:

@@ -142,6 +142,9 @@ class Family:
                     parameter.copy_(0.2 * noise)
                 else:  # gains, gates and biases keep their value on average
                     parameter.add_(0.2 * noise)
+            for module in model.modules():
+                if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                    module.weight[module.padding_idx] = 0  # as a trained model has it
         return model
 
     def inputs(self, model: nn.Module, condition: str) -> dict[str, torch.Tensor] | None:
@@ -437,7 +440,7 @@ FAMILIES: dict[str, Family] = {
     "mistral3": Family(
         "mistral3",
         {
-            "vision_config": {"model_type": "pixtral", **VIT, "head_dim": 8},
+            "vision_config": {"model_type": "pixtral", **VIT, "head_dim": 8, "image_size": 16},
             "text_config": {"model_type": "mistral", **TEXT},
             "image_token_index": IMAGE,
             "image_token_id": IMAGE,
@@ -550,7 +553,12 @@ FAMILIES: dict[str, Family] = {
         "aria",
         {
             "vision_config": {"model_type": "idefics3_vision", **VIT},
-            "text_config": {**TEXT, "intermediate_size": 24, "moe_num_experts": 4},
+            "text_config": {
+                "model_type": "aria_text",
+                **TEXT,
+                "intermediate_size": 24,
+                "moe_num_experts": 4,
+            },
             "projector_patch_to_query_dict": {4: 2},
             "image_token_index": IMAGE,
         },

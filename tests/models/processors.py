@@ -45,6 +45,11 @@ IDEFICS = {
 PIXTRAL = {IMAGE: "[IMG]", 80: "[IMG_BREAK]", 81: "[IMG_END]"}
 
 
+def pil(name: str) -> Any:
+    """An image processor that does without torchvision; older versions call it so."""
+    return getattr(tf, f"{name}ImageProcessorPil", None) or getattr(tf, f"{name}ImageProcessor")
+
+
 def tokenizer(special: dict[int, str], **options: Any) -> tf.PreTrainedTokenizerFast:
     """Pieces of one to three letters at 5 to 79, special tokens at the ids given."""
     named = {0: "<pad>", 1: "<s>", 2: "<end>", **ROLES, **special}
@@ -108,21 +113,17 @@ def qwen(kind: str) -> Recipe:
         QWEN,
         "<|vision_start|><|image_pad|><|vision_end|>",
         {"video_processor": None},
-        lambda: tf.Qwen2VLImageProcessorPil(
-            patch_size=4, merge_size=2, min_pixels=64, max_pixels=256
-        ),
+        lambda: pil("Qwen2VL")(patch_size=4, merge_size=2, min_pixels=64, max_pixels=256),
     )
 
 
-def pixtral(**options: Any) -> Recipe:
+def pixtral(edge: int = 8, **options: Any) -> Recipe:
     return Recipe(
         "models.pixtral.processing_pixtral.PixtralProcessor",
         PIXTRAL,
         "[IMG]",
         {"patch_size": 4, **options},
-        lambda: tf.PixtralImageProcessorPil(
-            size={"longest_edge": 8}, patch_size={"height": 4, "width": 4}
-        ),
+        lambda: pil("Pixtral")(size={"longest_edge": edge}, patch_size={"height": 4, "width": 4}),
     )
 
 
@@ -137,14 +138,14 @@ RECIPES: dict[str, Recipe] = {
         {IMAGE: "<image>"},
         "<image>",
         LLAVA,
-        lambda: tf.CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=SQUARE),
+        lambda: pil("CLIP")(size={"shortest_edge": 8}, crop_size=SQUARE),
     ),
     "llava-next": Recipe(
         "LlavaNextProcessor",
         {IMAGE: "<image>"},
         "<image>",
         LLAVA,
-        lambda: tf.LlavaNextImageProcessorPil(
+        lambda: pil("LlavaNext")(
             size={"shortest_edge": 8}, crop_size=SQUARE, image_grid_pinpoints=[[8, 8]]
         ),
     ),
@@ -157,7 +158,7 @@ RECIPES: dict[str, Recipe] = {
             "num_image_tokens": 4,
             "vision_feature_select_strategy": "full",
         },
-        lambda: tf.LlavaOnevisionImageProcessorPil(size=SQUARE, image_grid_pinpoints=[[8, 8]]),
+        lambda: pil("LlavaOnevision")(size=SQUARE, image_grid_pinpoints=[[8, 8]]),
     ),
     "qwen2-vl": qwen("Qwen2VLProcessor"),
     "qwen2.5-vl": qwen("Qwen2_5_VLProcessor"),
@@ -167,7 +168,7 @@ RECIPES: dict[str, Recipe] = {
         IDEFICS,
         "<image>",
         {"image_seq_len": 3},
-        lambda: tf.Idefics2ImageProcessorPil(
+        lambda: pil("Idefics2")(
             size={"shortest_edge": 8, "longest_edge": 8}, do_image_splitting=False
         ),
     ),
@@ -176,7 +177,7 @@ RECIPES: dict[str, Recipe] = {
         IDEFICS,
         "<image>",
         {"image_seq_len": 1},
-        lambda: tf.Idefics3ImageProcessorPil(
+        lambda: pil("Idefics3")(
             size={"longest_edge": 8}, max_image_size={"longest_edge": 8}, do_image_splitting=False
         ),
     ),
@@ -185,7 +186,7 @@ RECIPES: dict[str, Recipe] = {
         IDEFICS,
         "<image>",
         {"video_processor": SimpleNamespace(num_frames=1, fps=1), "image_seq_len": 1},
-        lambda: tf.SmolVLMImageProcessorPil(
+        lambda: pil("SmolVLM")(
             size={"longest_edge": 8}, max_image_size={"longest_edge": 8}, do_image_splitting=False
         ),
     ),
@@ -194,7 +195,7 @@ RECIPES: dict[str, Recipe] = {
         {IMAGE: "<image_soft_token>", START: "<start_of_image>", END: "<end_of_image>"},
         "<start_of_image>",
         {"image_seq_length": 4},
-        lambda: tf.Gemma3ImageProcessorPil(size=SQUARE),
+        lambda: pil("Gemma3")(size=SQUARE),
         {
             "image_token": "<image_soft_token>",
             "boi_token": "<start_of_image>",
@@ -206,14 +207,14 @@ RECIPES: dict[str, Recipe] = {
         {IMAGE: "<image>"},
         None,
         {},
-        lambda: tf.SiglipImageProcessorPil(size=SQUARE, image_seq_length=4),
+        lambda: pil("Siglip")(size=SQUARE, image_seq_length=4),
     ),
     "internvl": Recipe(
         "InternVLProcessor",
         {IMAGE: "<IMG_CONTEXT>", START: "<img>", END: "</img>", VIDEO: "<video>"},
         "<IMG_CONTEXT>",
         {"video_processor": None, "image_seq_length": 1},
-        lambda: tf.GotOcr2ImageProcessorPil(size=SQUARE, crop_to_patches=False),
+        lambda: pil("GotOcr2")(size=SQUARE, crop_to_patches=False),
         {
             "context_image_token": "<IMG_CONTEXT>",
             "start_image_token": "<img>",
@@ -222,27 +223,27 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
     "llava-pixtral": pixtral(),
-    "mistral3": pixtral(spatial_merge_size=2),
+    "mistral3": pixtral(16, spatial_merge_size=2),
     "mllama": Recipe(
         "MllamaProcessor",
         {IMAGE: "<|image|>"},
         "<|image|>",
         {},
-        lambda: tf.MllamaImageProcessorPil(size=SQUARE, max_image_tiles=1),
+        lambda: pil("Mllama")(size=SQUARE, max_image_tiles=1),
     ),
     "blip2-opt": Recipe(
         "Blip2Processor",
         {IMAGE: "<image>"},
         None,
         {"num_query_tokens": 3},
-        lambda: tf.BlipImageProcessorPil(size=SQUARE),
+        lambda: pil("Blip")(size=SQUARE),
     ),
     "glm4v": Recipe(
         "Glm4vProcessor",
         {IMAGE: "<|image|>", VIDEO: "<|video|>", START: "<|begin|>", END: "<|end|>"},
         "<|begin|><|image|><|end|>",
         {"video_processor": None},
-        lambda: tf.Glm4vImageProcessorPil(
+        lambda: pil("Glm4v")(
             patch_size=4, merge_size=2, size={"shortest_edge": 64, "longest_edge": 256}
         ),
     ),

@@ -262,6 +262,9 @@ def test_filter_is_the_low_rank_edit_that_it_says(case):
 
 def test_the_page_of_families_is_up_to_date():
     root = Path(__file__).parents[2] / "docs"
+    pinned = (root.parent / "constraints.txt").read_text(encoding="utf-8")
+    if f"\ntransformers=={transformers.__version__}\n" not in pinned:
+        pytest.skip("paths of modules are those of the pinned transformers")
     spec = importlib.util.spec_from_file_location("make_families", root / "make_families.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

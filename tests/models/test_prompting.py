@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -56,8 +57,11 @@ def case(request):
 def made(name, **options):
     recipe = RECIPES[name]
     patch = pytest.MonkeyPatch()
-    if name in ("llava-pixtral", "mistral3"):
-        pytest.importorskip("torchvision")
+    lacking = importlib.util.find_spec("torchvision") is None
+    pixtral = "transformers.models.pixtral.image_processing_"
+    if lacking and importlib.util.find_spec(f"{pixtral}pil_pixtral") is not None:
+        pil = importlib.import_module(f"{pixtral}pil_pixtral")
+        patch.setitem(sys.modules, f"{pixtral}pixtral", pil)  # it has the same function of sizes
     if name == "smolvlm":
         module = importlib.import_module("transformers.models.smolvlm.processing_smolvlm")
         patch.setattr(module, "num2words", str)  # for videos alone

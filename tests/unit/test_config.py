@@ -45,6 +45,13 @@ def test_options_win_over_the_file(tmp_path):
     assert (config.budget, config.seed) == (0.1, 3)
 
 
+def test_a_model_goes_to_a_device_or_is_spread():
+    places = {"model.layers.0": "cpu", "model.layers.1": "disk"}
+    assert RunConfig.of({"device_map": places}).device_map == places
+    with pytest.raises(InputError, match="device and device_map are both given"):
+        RunConfig.of({"device": "cpu", "device_map": "auto"})
+
+
 def test_empty_file_is_the_default(tmp_path):
     (tmp_path / "run.yaml").write_text("# nothing\n")
     assert RunConfig.read(tmp_path / "run.yaml") == RunConfig()
@@ -86,6 +93,7 @@ def test_unknown_key_names_the_nearest(name, near):
         ("towers_declared", ["eeg"], "a mapping"),
         ("towers_declared", {"eeg": 1}, "text"),
         ("importances", {"abs": "big"}, "a number"),
+        ("device_map", {"model.layers.0": 0}, "text"),
         ("model", 3, "text"),
         ("forget", None, "text"),
         ("dtype", "floaty", "Available: auto"),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -19,6 +19,8 @@ from expunge.fiction.forms import all_words
 from expunge.fiction.skills import skill_words
 from expunge.fiction.world import FIRST, LAST, TITLES
 
+# The one that does without torchvision; older versions of transformers have it under this name.
+Pictures = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
 PATCH = 16
 IMAGE_TOKENS = (SIZE // PATCH) ** 2
 SPECIAL = ("<pad>", "<end>", "<user>", "<assistant>", "<image>", "<system>")
@@ -63,7 +65,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_processor() -> LlavaProcessor:
     """An ordinary LLaVA processor for 64-pixel pictures."""
     square = {"height": SIZE, "width": SIZE}
-    pictures = CLIPImageProcessorPil(
+    pictures = Pictures(
         size={"shortest_edge": SIZE},
         crop_size=square,
         image_mean=[0.5] * 3,

@@ -79,6 +79,7 @@ class Run:
     config: Mapping[str, Any] | None
     attacks: Mapping[str, Any] | None
     search: Mapping[str, Any] | None
+    experts: Mapping[str, Any] | None
     content: Mapping[str, Any] | None
 
 
@@ -101,6 +102,7 @@ def read_run(folder: Path, *, show_content: bool) -> Run:
         config=_yaml(folder / "config.yaml"),
         attacks=_json(folder / "attacks.json"),
         search=_json(folder / "search.json"),
+        experts=_json(folder / "experts.json"),
         content=_json(folder / "content.json") if show_content else None,
     )
 

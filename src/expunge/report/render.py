@@ -13,6 +13,7 @@ from markupsafe import Markup
 from expunge.data import CONDITIONS, SETS
 from expunge.errors import InputError
 from expunge.report import accuracy, change, story
+from expunge.report.experts import expert_table
 from expunge.report.figures import CONDITION_NAMES, as_map
 from expunge.report.folder import Run, read_run
 from expunge.report.results import MODELS
@@ -29,7 +30,8 @@ def write_report(run_dir: Path, *, show_content: bool = False) -> Path:
 
     Args:
         run_dir: A run folder with `results.json`; `plan.safetensors`, `scores.safetensors`,
-            `config.yaml`, `attacks.json` and `search.json` are used where they are there.
+            `config.yaml`, `attacks.json`, `search.json` and `experts.json` are used where they
+            are there.
         show_content: Also show the forget questions and answers of `content.json`.
 
     Returns:
@@ -83,6 +85,7 @@ def _context(run: Run, *, show_content: bool) -> dict[str, Any]:
         "pictures": accuracy.pictures(results),
         "sites": change.site_table(plan) if plan else None,
         "towers": change.tower_table(plan) if plan else None,
+        "experts": expert_table(run.experts, plan) if run.experts else None,
         "heat_maps": change.heat_maps(plan) if plan else [],
         "scores": change.score_plots(run.scores, plan) if run.scores else [],
         "balance": accuracy.balance_table(results),

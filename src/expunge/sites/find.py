@@ -161,9 +161,13 @@ def _mark_dead(sites: list[Site], config: Any) -> list[Site]:
 
 def _unread(sites: list[Site], config: Any) -> set[str]:
     """Paths in the vision layers after the last one that is read (state 0: the embeddings)."""
-    read = getattr(config, "vision_feature_layer", None)
-    if read is None:
-        read = getattr(getattr(config, "vision_config", None), "feature_layer", None)
+    vision = getattr(config, "vision_config", None)
+    named = (
+        getattr(config, "vision_feature_layer", None),
+        getattr(config, "vision_feature_layers", None),
+        getattr(vision, "feature_layer", None),
+    )
+    read = next((value for value in named if value is not None), None)
     if read is None:
         return set()
     indices = [read] if isinstance(read, int) else list(read)
