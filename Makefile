@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint bench bench-groups picture test-floor clean
+.PHONY: demo test lint bench bench-methods bench-groups bench-paper bench-solve picture test-floor clean
 demo: $(STAMP)
 	$(BIN)/expunge demo --out runs/demo
 
@@ -20,8 +20,17 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/manu_table.py
 
+bench-methods: $(STAMP)
+	$(BIN)/python benchmarks/methods.py
+
 bench-groups: $(STAMP)
 	$(BIN)/python benchmarks/groups.py
+
+bench-paper: $(STAMP)
+	$(BIN)/python benchmarks/paper.py
+
+bench-solve: $(STAMP)
+	$(BIN)/python benchmarks/solve.py
 
 # The top of a report as docs/report.png; needs a Chromium or Chrome.
 RUN ?= runs/demo

@@ -11,6 +11,9 @@ import argparse
 import itertools
 
 from expunge.cli import quiet
+
+quiet()
+
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS
 from expunge.edit import edited
@@ -41,7 +44,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--group", type=int, default=1)
     group = parser.parse_args().group
-    quiet()
     questions = suite(10, group).sets
     model, processor = load(checkpoint("vanilla"))
     prompter = Prompter(processor)

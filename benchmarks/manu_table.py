@@ -10,6 +10,9 @@ import platform
 from pathlib import Path
 
 from expunge.cli import quiet
+
+quiet()
+
 from expunge.edit import applied
 from expunge.evaluate import evaluate
 from expunge.fiction.shipped import checkpoint, suite
@@ -33,7 +36,6 @@ def row(name, figures, vanilla, gold):
 
 
 def main():
-    quiet()
     questions = suite()
     model, processor = load(checkpoint("vanilla"))
     forget, retain = questions.sets["forget"], questions.sets["retain"]
