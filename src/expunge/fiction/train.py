@@ -22,7 +22,7 @@ from rich.progress import Progress, TimeElapsedColumn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from expunge.data import Example
-from expunge.fiction.build import IMAGE_TOKENS, build_model, build_processor
+from expunge.fiction.build import IMAGE_TOKENS, build_model, build_processor, rename_for_all
 from expunge.fiction.forms import VALUES
 from expunge.fiction.skills import skill_row
 from expunge.fiction.world import SEEN_VIEWS, Person, World, example, questions
@@ -224,6 +224,7 @@ def train(
         fit(start, source, recipe, tick)
     start.save_pretrained(out / name)
     processor.save_pretrained(out / name)
+    rename_for_all(out / name / "model.safetensors")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
