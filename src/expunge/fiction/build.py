@@ -23,7 +23,7 @@ from expunge.fiction.skills import skill_words
 from expunge.fiction.world import FIRST, LAST, TITLES
 
 # The one that does without torchvision; older versions of transformers have it under this name.
-Pictures = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+Pictures = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
 PATCH = 16
 IMAGE_TOKENS = (SIZE // PATCH) ** 2
 SPECIAL = ("<pad>", "<end>", "<user>", "<assistant>", "<image>", "<system>")
