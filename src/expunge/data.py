@@ -13,10 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from expunge import formats
 from expunge.errors import InputError, unknown
 from expunge.formats.picture import opened
 from expunge.formats.row import Row
+from expunge.formats.signal import is_signal, read_signal
 from expunge.formats.source import Source, sources
 from expunge.formats.wording import named
 
@@ -37,7 +40,8 @@ class Example:
         subject: Whom or what the question is about; examples of one subject are not independent.
         answer: The reference answer.
         question: The question asked beside the image (`multi`), or None.
-        image: A path, encoded bytes, a PIL image, or None.
+        image: A path, encoded bytes, a PIL image, or None; for a modality of the user's own the
+            path of a `.npy` file, whose array goes to the processor.
         text_question: The same question answerable without the image (`text`), or None.
         choices: Possible answers for `classification`, else None.
         task: One of `TASKS`.
@@ -189,8 +193,8 @@ def write_jsonl(
     _replace(target, "".join(lines).encode())
 
 
-def load_image(image: str | os.PathLike[str] | bytes | Image) -> Image:
-    """The picture as RGB, upright by its EXIF orientation.
+def load_image(image: str | os.PathLike[str] | bytes | Image) -> Any:
+    """The picture as RGB, upright by its EXIF orientation; of a `.npy` file the array.
 
     Args:
         image: A path, encoded bytes, or a PIL image.
@@ -202,6 +206,8 @@ def load_image(image: str | os.PathLike[str] | bytes | Image) -> Image:
     from PIL import Image as images
     from PIL import ImageOps
 
+    if isinstance(image, str) and is_signal(image):
+        return read_signal(image)
     name = f"an image of {len(image)} bytes" if isinstance(image, bytes) else f"image {image}"
     if isinstance(image, images.Image):
         name = f"a PIL image ({image.mode})"
@@ -343,7 +349,10 @@ def _check_image(row: Row, image: Any, checked: set[str | bytes]) -> None:
         return
     name = f"{len(image)} bytes" if isinstance(image, bytes) else image
     try:
-        opened(image, name, MAX_PIXELS).close()
+        if is_signal(image):
+            read_signal(image)
+        else:
+            opened(image, name, MAX_PIXELS).close()
     except InputError as error:
         raise row.error("image", str(error)) from error
     checked.add(image)
@@ -361,7 +370,9 @@ def _pixels(image: Any, seen: dict[str | bytes, str]) -> str | None:
     return digest
 
 
-def _digest(rgb: Image) -> str:
+def _digest(rgb: Any) -> str:
+    if isinstance(rgb, np.ndarray):
+        return hashlib.sha256(f"{rgb.shape} {rgb.dtype}:".encode() + rgb.tobytes()).hexdigest()
     return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.hub import cached_file
 
@@ -26,15 +27,23 @@ def fingerprint(model: nn.Module) -> str:
 
     Each tensor enters with its shape, dtype and all its bytes, at about 750 MB/s on one core; names
     do not, since they differ between library versions, and equal tensors count once, since tied
-    ones come apart when they are offloaded.
+    ones come apart when they are offloaded. A quantised tensor counts as those it is made of.
     """
     digests = []
-    for tensor in stored_parameters(model):
+    for tensor in (part for each in stored_parameters(model) for part in _plain(each)):
         summary = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
         stored = tensor.detach().flatten().cpu().contiguous()
         summary.update(stored.view(torch.uint8).numpy().data)
         digests.append(summary.hexdigest())
     return hashlib.sha256("".join(sorted(set(digests))).encode()).hexdigest()[:32]
+
+
+def _plain(tensor: Tensor) -> Iterator[Tensor]:
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain(getattr(tensor, name))
 
 
 def check_base(model: nn.Module, plan: Plan) -> None:

@@ -224,13 +224,13 @@ def load_processor(model_id: str | Path, **options: Any) -> Any:
     kind: Any = AutoProcessor
     try:
         return kind.from_pretrained(model_id, backend="pil", **options)
-    except (ImportError, AttributeError) as error:  # the latter: no library for videos
+    except (ImportError, AttributeError, TypeError) as error:  # no library for videos
         first = str(error).strip().splitlines()[0]
         raise InputError(
             f"the processor of {model_id} cannot be built ({first}); install what it needs, for"
             " processors that also take videos: pip install torchvision"
         ) from error
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError):
         return AutoTokenizer.from_pretrained(model_id, **options)
 
 

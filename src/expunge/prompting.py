@@ -143,6 +143,14 @@ class Prompter:
             self.processor is not self.tokenizer and "suffix" in inspect.signature(call).parameters
         )
 
+    @property
+    def medium(self) -> str:
+        """Under which name the processor takes what stands beside the text: `images` or its own."""
+        named = inspect.signature(type(self.processor).__call__).parameters.values()
+        own = [p.name for p in named if p.kind is p.POSITIONAL_OR_KEYWORD]
+        others = [name for name in own if name not in ("self", "text")]
+        return others[0] if others and "images" not in others else "images"
+
     def encode(
         self,
         texts: Sequence[str],
@@ -155,7 +163,7 @@ class Prompter:
 
         Args:
             texts: Rendered conversations; prompts alone where `answers` are given.
-            images: In the order of the texts, or empty.
+            images: Pictures, or arrays of another modality, in the order of the texts, or empty.
             side: `left` or `right`.
             answers: For a processor that takes them apart.
 
@@ -173,7 +181,8 @@ class Prompter:
             return dict(self.tokenizer(list(texts), **options))
         if answers is not None:
             options["suffix"] = list(answers)
-        inputs = dict(self.processor(text=list(texts), images=[[i] for i in images], **options))
+        beside = {self.medium: [[image] for image in images]}
+        inputs = dict(self.processor(text=list(texts), **beside, **options))
         inputs.pop("labels", None)
         return inputs
 

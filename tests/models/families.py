@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers.models.aria import modeling_aria
 
 VOCABULARY, IMAGE, AUDIO, START, END, VIDEO = 99, 90, 91, 92, 93, 94
 AUTO = ("ImageTextToText", "MultimodalLM", "Seq2SeqLM", "CausalLM")
@@ -782,3 +783,5 @@ FAMILIES: dict[str, Family] = {
         | {f"language.1.expert.{index}": 24 for index in range(4)},
     ),
 }
+if hasattr(modeling_aria, "AriaGroupedExpertsGemm"):
+    del FAMILIES["aria"]  # transformers 5.0 keeps its experts in a layout that is refused

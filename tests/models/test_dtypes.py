@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import accelerate
@@ -11,6 +12,7 @@ import torch
 import transformers
 from families import FAMILIES
 
+from expunge import make_plan
 from expunge.collect import collect_inputs
 from expunge.edit import applied, fingerprint, save_checkpoint
 from expunge.errors import InputError
@@ -121,6 +123,33 @@ def test_quantised_weights_are_read_and_not_edited():
         plan.apply(model)
 
 
+def test_plans_are_made_on_a_quantised_model_and_carried_out_on_the_whole_one(
+    llava, processor, few
+):
+    torchao = pytest.importorskip("torchao.quantization")
+    small = copy.deepcopy(llava)
+    torchao.quantize_(small, torchao.Int8WeightOnlyConfig())
+    assert fingerprint(small) not in (fingerprint(llava), fingerprint(copy.deepcopy(llava).half()))
+    plan = make_plan(small, processor, few["forget"], few["retain"], method="manu", budget=0.05)
+    with pytest.raises(InputError, match="load the checkpoint unquantised.*quantise again"):
+        plan.apply(small)
+    with pytest.raises(InputError, match="made for other weights"):
+        plan.apply(llava)
+    before = {name: value.clone() for name, value in llava.state_dict().items()}
+    with applied(llava, plan, check=False):
+        changed = [n for n, v in llava.state_dict().items() if not v.equal(before[n])]
+        assert len(changed) == len(plan.edits) > 0
+    assert all(value.equal(before[name]) for name, value in llava.state_dict().items())
+
+
+def test_methods_that_read_weights_refuse_quantised_ones(llava, processor, few):
+    torchao = pytest.importorskip("torchao.quantization")
+    small = copy.deepcopy(llava)
+    torchao.quantize_(small, torchao.Int8WeightOnlyConfig())
+    with pytest.raises(InputError, match="load the checkpoint unquantised"):
+        make_plan(small, processor, few["forget"], few["retain"], method="filter")
+
+
 # Adapters
 
 
@@ -203,7 +232,7 @@ PLACES = {
 
 
 @pytest.fixture
-def llava(tmp_path):
+def offloaded(tmp_path):
     """A checkpoint, the model loaded whole, and loaded with a layer on disk."""
     FAMILIES["llava"].build().save_pretrained(tmp_path / "base")
     auto = transformers.AutoModelForImageTextToText
@@ -218,8 +247,8 @@ def on_meta(model):
     return [n for n, p in model.named_parameters() if p.device.type == "meta"]
 
 
-def test_disk_offload_reads_and_edits(llava):
-    folder, whole, apart = llava
+def test_disk_offload_reads_and_edits(offloaded):
+    folder, whole, apart = offloaded
     assert any("layers.1.mlp.down_proj" in name for name in on_meta(apart))
     assert input_device(apart) == torch.device("cpu")
     batch = batch_of("llava", whole)

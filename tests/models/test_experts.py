@@ -17,7 +17,8 @@ from expunge.plan import Plan, SiteEdit
 from expunge.sites import find_sites
 from expunge.stats import NeuronStats
 
-DECORATED = ["aria", "gpt-oss", "mixtral", "qwen2-moe", "qwen3-moe", "qwen3-vl-moe"]
+DECORATED = ["gpt-oss", "mixtral", "qwen2-moe", "qwen3-moe", "qwen3-vl-moe"]
+DECORATED += [name for name in ("aria",) if name in FAMILIES]
 MIXTURES = [*DECORATED, "llama4"]
 DISPATCH = ("eager", "grouped_mm", "batched_mm")
 

@@ -202,6 +202,8 @@ def test_cross_attention_of_a_layer_has_a_key_of_its_own():
     ],
 )
 def test_parameters_count_the_whole_block(name, key, parameters):
+    if name not in FAMILIES:
+        pytest.skip(f"{name} is refused under this transformers")
     by_key = {site.key: site for site in find_sites(FAMILIES[name].build())}
     assert by_key[key].parameters == parameters
 
@@ -338,6 +340,8 @@ def test_down_weight_is_a_view():
         ("aria", "language.1.expert.2"),
         ("llama", "language.0"),
     ):
+        if name not in FAMILIES:
+            continue
         model = FAMILIES[name].build()
         site = next(site for site in find_sites(model) if site.key == key)
         weight = down_weight(model, site)
@@ -346,6 +350,21 @@ def test_down_weight_is_a_view():
         weight.add_(1)
         after = sum(p.double().sum() for p in model.parameters())
         assert (after - before).item() == pytest.approx(32 * site.width, rel=1e-6)
+
+
+def test_experts_in_one_linear_map_are_refused():
+    """As Aria has them in transformers 5.0: tokens reach them sorted by expert."""
+
+    class Grouped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.in_features, self.out_features = 24, 32
+            self.weight = nn.Parameter(torch.zeros(4, 24, 32))
+
+    model = FAMILIES["llama"].build()
+    model.model.layers[1].mlp.down_proj = Grouped()
+    with pytest.raises(InputError, match=r"layers\.1\.mlp\.down_proj \(Grouped\).*4 experts"):
+        find_sites(model)
 
 
 def refused(model, site, match):

@@ -6,11 +6,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from expunge.data import CONDITIONS, SETS, TASKS, Suite, fingerprint, read, write_jsonl
 from expunge.errors import InputError
+from expunge.fiction.build import rename_for_all
 from expunge.fiction.draw import COLOURS, SHAPES
 from expunge.fiction.forms import FORMS, VALUES, fill
+from expunge.fiction.shipped import checkpoint
 from expunge.fiction.skills import (
     LARGEST,
     NUMBERS,
@@ -260,3 +263,18 @@ def test_skills_are_repeatable_and_of_both_conditions():
     assert fingerprint(rows) == fingerprint(held_out_skills(0, each=20))
     assert fingerprint(rows) != fingerprint(held_out_skills(1, each=20))
     assert [sum(r.has(c) for r in rows) for c in CONDITIONS] == [20, 20]
+
+
+@pytest.mark.parametrize("name", ["vanilla", "gold"])
+def test_shipped_weights_have_names_that_every_version_reads(name, tmp_path):
+    """If not: `rename_for_all` in `fiction/build.py` gives them."""
+    shipped = checkpoint(name) / "model.safetensors"
+    before = load_file(shipped)
+    vision = [n for n in before if n.startswith("vision_tower.")]
+    assert vision and all(n.startswith("vision_tower.vision_model.") for n in vision)
+    short = {n.replace(".vision_model", ""): t for n, t in before.items()}
+    save_file(short, tmp_path / "model.safetensors")
+    rename_for_all(tmp_path / "model.safetensors")
+    after = load_file(tmp_path / "model.safetensors")
+    assert after.keys() == before.keys()
+    assert all(after[n].equal(tensor) for n, tensor in before.items())

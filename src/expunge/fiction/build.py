@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
@@ -20,7 +23,7 @@ from expunge.fiction.skills import skill_words
 from expunge.fiction.world import FIRST, LAST, TITLES
 
 # The one that does without torchvision; older versions of transformers have it under this name.
-Pictures = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+Pictures = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
 PATCH = 16
 IMAGE_TOKENS = (SIZE // PATCH) ** 2
 SPECIAL = ("<pad>", "<end>", "<user>", "<assistant>", "<image>", "<system>")
@@ -79,6 +82,20 @@ def build_processor() -> LlavaProcessor:
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def rename_for_all(weights: Path) -> None:
+    """Give the weights the names that LLaVA checkpoints on the Hub have.
+
+    Every version of transformers reads those; newer ones write a shorter name for the vision tower,
+    which 5.0 does not know.
+    """
+    whole, short = "vision_tower.vision_model.", "vision_tower."
+    named = {
+        name if whole in name else name.replace(short, whole): tensor
+        for name, tensor in load_file(weights).items()
+    }
+    save_file(named, weights, {"format": "pt"})
 
 
 def build_model(processor: LlavaProcessor, seed: int = 0) -> LlavaForConditionalGeneration:

@@ -24,7 +24,7 @@ from rich.progress import Progress, TimeElapsedColumn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from expunge.data import Example
-from expunge.fiction.build import IMAGE_TOKENS, build_model, build_processor
+from expunge.fiction.build import IMAGE_TOKENS, build_model, build_processor, rename_for_all
 from expunge.fiction.forms import VALUES
 from expunge.fiction.skills import skill_row
 from expunge.fiction.tower import pretrain
@@ -219,6 +219,7 @@ def train(
         )
     start.save_pretrained(out / name)
     processor.save_pretrained(out / name)
+    rename_for_all(out / name / "model.safetensors")
 
 
 @contextlib.contextmanager

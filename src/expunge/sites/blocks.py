@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from expunge.errors import InputError
+
 Layout = tuple[tuple[str, ...], str]
 
 # (maps into the hidden units, map out of them), as paths below the block.
@@ -125,6 +127,7 @@ def blocks(model: nn.Module, attention: bool) -> Iterator[Block]:
             unused.append(path)
         if any(inside(path, root) for root in unused):
             continue
+        _refuse_grouped(module, path)
         if is_experts(module):
             yield from _experts(module, path)
             continue
@@ -133,6 +136,16 @@ def blocks(model: nn.Module, attention: bool) -> Iterator[Block]:
         yield from _mlps(module, path)
         if attention:
             yield from _attentions(module, path)
+
+
+def _refuse_grouped(module: nn.Module, path: str) -> None:
+    weight = module._parameters.get("weight")
+    if weight is not None and weight.ndim == 3 and features(module) is not None:
+        raise InputError(
+            f"{path} ({type(module).__name__}) holds the weights of {len(weight)} experts as one"
+            " linear map, and which tokens go to which expert cannot be heard there; newer versions"
+            " of transformers may keep this model's experts in a layout that is known"
+        )
 
 
 def in_order(module: nn.Module, path: str) -> Iterator[Block]:
