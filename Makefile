@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint bench bench-groups test-floor clean
+.PHONY: demo test lint bench bench-groups bench-speed test-floor clean
 demo: $(STAMP)
 	$(BIN)/expunge demo --out runs/demo
 
@@ -22,6 +22,10 @@ bench: $(STAMP)
 
 bench-groups: $(STAMP)
 	$(BIN)/python benchmarks/groups.py
+
+bench-speed: $(STAMP)
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/cost.py
 
 # The family tests under the oldest transformers that is promised.
 test-floor:

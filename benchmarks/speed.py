@@ -42,7 +42,7 @@ from torch.multiprocessing import spawn
 from transformers import LlavaForConditionalGeneration
 
 from expunge.cli import quiet
-from expunge.collect import collect_inputs, collect_statistics
+from expunge.collect import Counting, collect_inputs, collect_statistics
 from expunge.data import CONDITIONS, Suite
 from expunge.edit import apply
 from expunge.evaluate import evaluate
@@ -84,8 +84,6 @@ def a_tenth(batch):
 
 
 def moments(chosen):
-    from expunge.collect import Counting
-
     model, sites, feed = task(chosen)
     sites = [s for s in sites if s.tower in ("connector", "language")]
     tenth = [a_tenth(batch) for batch in feed]
@@ -103,6 +101,7 @@ def moments(chosen):
         "all": ratio(seconds, "all", "forward"),
         "tenth": ratio(seconds, "tenth", "forward"),
         "arithmetic": {"all": 1 + extra / whole, "tenth": 1 + extra / whole / 10},
+        "forward_flops_a_second": whole / statistics.median(seconds["forward"]),
     }
 
 
