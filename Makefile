@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint bench bench-methods bench-groups bench-paper bench-solve picture test-floor clean
+.PHONY: demo test lint bench bench-methods bench-groups bench-paper bench-solve bench-speed picture test-floor clean
 demo: $(STAMP)
 	$(BIN)/expunge demo --out runs/demo
 
@@ -25,6 +25,10 @@ bench-methods: $(STAMP)
 
 bench-groups: $(STAMP)
 	$(BIN)/python benchmarks/groups.py
+
+bench-speed: $(STAMP)
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/cost.py
 
 bench-paper: $(STAMP)
 	$(BIN)/python benchmarks/paper.py

@@ -120,7 +120,7 @@ def build(name, device="cpu", dtype=torch.float32):
 
 def questions(people, each):
     """Forget and retain questions: `people` subjects of each, `each` questions a subject."""
-    sets = World(private=6 * people, public=3).suite(percent=20)
+    sets = World(private=min(6 * people, 120), public=3).suite(percent=25)
     found = {}
     for name in ("forget", "retain"):
         by_subject = {}

@@ -42,7 +42,7 @@ from torch.multiprocessing import spawn
 from transformers import LlavaForConditionalGeneration
 
 from expunge.cli import quiet
-from expunge.collect import collect_inputs, collect_statistics
+from expunge.collect import Counting, collect_inputs, collect_statistics
 from expunge.data import CONDITIONS, Suite
 from expunge.edit import apply
 from expunge.evaluate import evaluate
@@ -84,8 +84,6 @@ def a_tenth(batch):
 
 
 def moments(chosen):
-    from expunge.collect import Counting
-
     model, sites, feed = task(chosen)
     sites = [s for s in sites if s.tower in ("connector", "language")]
     tenth = [a_tenth(batch) for batch in feed]
@@ -103,6 +101,7 @@ def moments(chosen):
         "all": ratio(seconds, "all", "forward"),
         "tenth": ratio(seconds, "tenth", "forward"),
         "arithmetic": {"all": 1 + extra / whole, "tenth": 1 + extra / whole / 10},
+        "forward_flops_a_second": whole / statistics.median(seconds["forward"]),
     }
 
 
@@ -120,19 +119,30 @@ def work(shape, feed):
     }
 
 
-def memory(chosen):
-    """Peak beyond what the process holds before; the rows exist already and count for nothing."""
+def _peak(_, number, path):
+    """Write the peak of collecting beyond what is held after bare forward passes."""
+    torch.set_num_threads(1)
+    quiet()
     model, processor = load(checkpoint("vanilla"))
     prompter, rows = Prompter(processor), suite().sets["retain"]
     sites = [s for s in find_sites(model) if not s.dead]
+    many = [rows[i % len(rows)] for i in range(number)]
+    forward(model, encoded(model, prompter, rows[:100], "multi", 32))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    collect_statistics(model, prompter, many, "multi", sites=sites, moments=True)
+    path.write_text(str(_status("VmHWM") - before))
+
+
+def memory(chosen):
+    """A fresh process for each size; the rows exist already and count for nothing."""
     found = {}
-    for number in (100, 100, 10_000):  # the first call loads what libraries load late
-        many = [rows[i % len(rows)] for i in range(number)]
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
-        collect_statistics(model, prompter, many, "multi", sites=sites, moments=True)
-        found[str(number)] = _status("VmHWM") - before
-    return {"bytes": found}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in (100, 10_000):
+            path = Path(folder) / str(number)
+            spawn(_peak, args=(number, path))
+            found[path.name] = int(path.read_text())
+    return {"bytes": found, "ratio": found["10000"] / found["100"]}
 
 
 def _status(name):
