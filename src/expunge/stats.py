@@ -43,20 +43,21 @@ class NeuronStats:
         total, absolute, over, square = torch.zeros(4, width, dtype=torch.float64, device=device)
         return cls(0, total, absolute, over, square, tau)
 
-    def update(self, z: Tensor, mask: Tensor | None = None) -> None:
+    def update(self, z: Tensor, mask: Tensor | None = None, times: int = 1) -> None:
         """Add activations.
 
         Args:
             z: Activations, any float dtype, [..., width].
             mask: Which positions count, bool [...]; None counts all.
+            times: How often each counts.
         """
         rows = counted(z, mask, self.total.numel()).to(torch.float64)
         magnitude = rows.abs()
-        self.count += rows.shape[0]
-        self.total += rows.sum(0)
-        self.absolute += magnitude.sum(0)
-        self.over += (magnitude > self.tau).sum(0)
-        self.square += torch.linalg.vecdot(rows, rows, dim=0)
+        self.count += rows.shape[0] * times
+        self.total += rows.sum(0) * times
+        self.absolute += magnitude.sum(0) * times
+        self.over += (magnitude > self.tau).sum(0) * times
+        self.square += torch.linalg.vecdot(rows, rows, dim=0) * times
 
     @property
     def mean_abs(self) -> Tensor:
@@ -139,16 +140,16 @@ class SecondMoment:
         """The moment of nothing, for a site of `width` neurons."""
         return cls(0, torch.zeros(width, width, dtype=dtype, device=device))
 
-    def update(self, z: Tensor, mask: Tensor | None = None) -> None:
+    def update(self, z: Tensor, mask: Tensor | None = None, times: int = 1) -> None:
         """Add activations z [..., width] where mask [...] is true; products in z's precision.
 
-        Half-precision activations are multiplied in float32.
+        Each counts `times` times. Half-precision activations are multiplied in float32.
         """
         rows = counted(z, mask, self.outer.shape[0])
         if rows.dtype not in (torch.float32, torch.float64):
             rows = rows.float()
-        self.count += rows.shape[0]
-        self.outer += rows.T @ rows
+        self.count += rows.shape[0] * times
+        self.outer.add_(rows.T @ rows, alpha=times)
 
     @property
     def mean(self) -> Tensor:
