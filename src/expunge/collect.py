@@ -222,33 +222,37 @@ class _Collector:
     moments: bool
     found: Statistics = field(default_factory=Statistics)
     waiting: dict[str, tuple[Site, Tensor, Tensor]] = field(default_factory=dict)
+    now: tuple[Positions, int, int] | None = None
 
     def expect(self, positions: Positions, examples: int, times: int) -> None:
         """Say what runs next: where it counts, its rows, and how many examples each stands for."""
-        self.positions, self.examples, self.times = positions, examples, times
+        self.now = positions, examples, times
 
     def receive(self, site: Site, z: Tensor, tokens: Tensor | None) -> None:
-        """A `Receiver` for `record`."""
-        at = self.positions, self.counting.unit, self.examples
-        rows, owner = _owned(site, z, tokens, *at)
-        if owner is None:
-            self.add(site, rows, self.times)
+        """A `Receiver` for `record`; what runs unexpected, while batches are made, is no data."""
+        if self.now is None:
             return
-        total, count = _sums(rows, owner, self.examples)
-        if self.times > 1 and site.tower == "language":
-            total, count = (t.repeat_interleave(self.times, 0) for t in (total, count))
+        positions, examples, times = self.now
+        rows, owner = _owned(site, z, tokens, positions, self.counting.unit, examples)
+        if owner is None:
+            self.add(site, rows, times)
+            return
+        total, count = _sums(rows, owner, examples)
+        if times > 1 and site.tower == "language":
+            total, count = (t.repeat_interleave(times, 0) for t in (total, count))
             self.waiting[site.key] = site, total, count
             return
         if site.key in self.waiting:
             _, before, number = self.waiting.pop(site.key)
             total, count = total + before, count + number
-        self.add(site, _means(total, count), self.times)
+        self.add(site, _means(total, count), times)
 
     def finish(self) -> None:
         """No more of these examples will come."""
         for site, total, count in self.waiting.values():
-            self.add(site, _means(total, count), 1)
+            self.add(site, _means(total, count))
         self.waiting.clear()
+        self.now = None
 
     def add(self, site: Site, rows: Tensor, times: int = 1) -> None:
         """Add units [units, width], each `times` times; none make an entry all the same."""

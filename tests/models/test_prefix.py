@@ -21,7 +21,8 @@ from expunge.probe_set import ProbeSet
 from expunge.sites import find_sites
 
 EXACT = ("llava", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "smolvlm", "internvl", "gemma3")
-PLAIN = ("paligemma", "mllama")  # reads prompts in both directions; attends to the picture anew
+# reads prompts in both directions; attends to the picture anew; hands out no cache
+PLAIN = ("paligemma", "mllama", "blip2-opt")
 COUNTINGS = [
     Counting(),
     Counting("no_image"),
@@ -115,6 +116,12 @@ def test_statistics_are_those_of_the_plain_way(case, counting):
     size = 1 if counting.unit == "example" else 4
     plain = plainly(model, prompter, ROWS, counting, size)
     assert_same(sharing(model, prompter, ROWS, counting, 6), plain)
+
+
+def test_trying_out_a_new_model_does_not_count():
+    _, model, prompter = double("llava")
+    found = sharing(model, prompter, ROWS, Counting(), 6)
+    assert_same(found, plainly(model, prompter, ROWS, Counting(), 4))
 
 
 def test_neither_order_nor_batch_size_counts(llava_case):
