@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from expunge.data import Example
 from expunge.errors import InputError, unknown
 from expunge.experts import Hear, listening
-from expunge.models import Batch, Prompter, accepts, batches, input_device, placeholder_mask
+from expunge.models import Batch, Prompter, accepts, input_device, placeholder_mask
+from expunge.prefix import Shared, lean, shared_batches
 from expunge.sites import Site, down_module, find_sites
 from expunge.stats import NeuronStats, SecondMoment
 
@@ -168,11 +169,18 @@ def rows_of(
     Raises:
         InputError: It cannot be told which units belong to which position or example.
     """
+    units, owner = _owned(site, z, tokens, positions, unit, examples)
+    return units if owner is None else _means(*_sums(units, owner, examples))
+
+
+def _owned(
+    site: Site, z: Tensor, tokens: Tensor | None, positions: Positions, unit: str, examples: int
+) -> tuple[Tensor, Tensor | None]:
+    """Counted positions of z, [n, width], and counting per example whose each is, int64 [n]."""
     mask = positions.mask(site, z)
     if tokens is not None and mask is not None:
         kept = mask.flatten()[tokens]
-        z, owner = z[kept], tokens[kept] // mask.shape[1]
-        return z if unit == "token" else _means(z, owner, examples)
+        return z[kept], None if unit == "token" else tokens[kept] // mask.shape[1]
     if mask is not None and z.ndim == 2 and len(z) == mask.numel():
         z = z.view(*mask.shape, -1)
     if mask is not None and z.shape[:-1] != mask.shape:
@@ -184,7 +192,7 @@ def rows_of(
             )
         mask = None
     if unit == "token":
-        return z.flatten(0, -2) if mask is None or bool(mask.all()) else z[mask]
+        return (z.flatten(0, -2) if mask is None or bool(mask.all()) else z[mask]), None
     if examples > 1 and (z.ndim == 2 or len(z) != examples):
         raise InputError(
             f"site {site.key} ({site.path}) runs on {tuple(z.shape[:-1])} units for {examples}"
@@ -193,21 +201,81 @@ def rows_of(
     whole = torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device) if mask is None else mask
     each = z.reshape(examples, -1, z.shape[-1])
     inside = whole.reshape(examples, -1)
-    return _means(each[inside], torch.nonzero(inside)[:, 0], examples)
+    return each[inside], torch.nonzero(inside)[:, 0]
 
 
-def _means(z: Tensor, owner: Tensor, examples: int) -> Tensor:
-    """Mean of the rows of z [n, width] per owner; owners without rows are left out, float64."""
+def _sums(z: Tensor, owner: Tensor, examples: int) -> tuple[Tensor, Tensor]:
+    """Sum of the rows of z [n, width] per owner, float64, and how many each has, int64."""
     total = torch.zeros(examples, z.shape[1], dtype=torch.float64, device=z.device)
     total.index_add_(0, owner, z.double())
-    count = torch.bincount(owner, minlength=examples)
+    return total, torch.bincount(owner, minlength=examples)
+
+
+def _means(total: Tensor, count: Tensor) -> Tensor:
+    """Mean of the rows per owner; owners without rows are left out."""
     return total[count > 0] / count[count > 0, None]
+
+
+@dataclass
+class _Collector:
+    """Adds up what every site hears, a shared beginning with its weight.
+
+    Counting per example, what the language model does at the beginning waits for the rest.
+    """
+
+    counting: Counting
+    neurons: bool
+    moments: bool
+    found: Statistics = field(default_factory=Statistics)
+    waiting: dict[str, tuple[Site, Tensor, Tensor]] = field(default_factory=dict)
+    now: tuple[Positions, int, int] | None = None
+
+    def expect(self, positions: Positions, examples: int, times: int) -> None:
+        """Say what runs next: where it counts, its rows, and how many examples each stands for."""
+        self.now = positions, examples, times
+
+    def receive(self, site: Site, z: Tensor, tokens: Tensor | None) -> None:
+        """A `Receiver` for `record`; what runs unexpected, while batches are made, is no data."""
+        if self.now is None:
+            return
+        positions, examples, times = self.now
+        rows, owner = _owned(site, z, tokens, positions, self.counting.unit, examples)
+        if owner is None:
+            self.add(site, rows, times)
+            return
+        total, count = _sums(rows, owner, examples)
+        if times > 1 and site.tower == "language":
+            total, count = (t.repeat_interleave(times, 0) for t in (total, count))
+            self.waiting[site.key] = site, total, count
+            return
+        if site.key in self.waiting:
+            _, before, number = self.waiting.pop(site.key)
+            total, count = total + before, count + number
+        self.add(site, _means(total, count), times)
+
+    def finish(self) -> None:
+        """No more of these examples will come."""
+        for site, total, count in self.waiting.values():
+            self.add(site, _means(total, count))
+        self.waiting.clear()
+        self.now = None
+
+    def add(self, site: Site, rows: Tensor, times: int = 1) -> None:
+        """Add units [units, width], each `times` times; none make an entry all the same."""
+        key, width, device = site.key, site.width, rows.device
+        if self.neurons and key not in self.found.neurons:
+            self.found.neurons[key] = NeuronStats.zeros(width, self.counting.tau, device)
+        if self.moments and key not in self.found.moments:
+            self.found.moments[key] = SecondMoment.zeros(width, device)
+        for kept in (self.found.neurons, self.found.moments):
+            if len(rows) and key in kept:
+                kept[key].update(rows, times=times)
 
 
 @torch.inference_mode()
 def collect_inputs(
     model: Any,
-    feed: Iterable[Batch | Mapping[str, Tensor]],
+    feed: Iterable[Batch | Shared | Mapping[str, Tensor]],
     *,
     sites: Sequence[Site] | None = None,
     condition: str = "multi",
@@ -219,7 +287,7 @@ def collect_inputs(
     """Run ready model inputs and sum statistics at every site.
 
     Sums run over counted units alone, so that they do not depend on batch size, padding or
-    order beyond float64 rounding.
+    order beyond float64 rounding. What questions share counts once for each of them.
 
     Args:
         model: The model, unchanged afterwards.
@@ -240,48 +308,32 @@ def collect_inputs(
     counting = counting or Counting()
     live = [s for s in (find_sites(model) if sites is None else sites) if not s.dead]
     towers = {s.tower for s in live}
-    found = Statistics()
-    now: dict[str, Any] = {}
+    collector = _Collector(counting, neurons, moments)
 
-    def receive(site: Site, z: Tensor, tokens: Tensor | None) -> None:
-        rows = rows_of(site, z, tokens, now["positions"], counting.unit, now["examples"])
-        if neurons:
-            _neurons(found, site, counting.tau, rows.device).update(rows)
-        if moments:
-            _moments(found, site, rows.device).update(rows)
+    def expect(batch: Batch, times: int = 1) -> None:
+        positions = Positions.of(model, batch, counting.positions, towers)
+        collector.expect(positions, len(batch.mask), times)
 
-    lean: dict[str, Any] = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
-    lean |= {"use_cache": False} if accepts(model, "use_cache") else {}
+    brief = lean(model) | ({"use_cache": False} if accepts(model, "use_cache") else {})
     done = 0
-    with record(model, live, receive):
+    with record(model, live, collector.receive):
         for each in feed:
-            batch = each if isinstance(each, Batch) else Batch.of(each, input_device(model))
-            now["positions"] = Positions.of(model, batch, counting.positions, towers)
-            now["examples"] = len(batch.mask)
-            model(**batch.inputs, **lean)
+            if isinstance(each, Shared):
+                expect(each.head, each.times)
+                batch = each.begin(model)
+            else:
+                batch = each if isinstance(each, Batch) else Batch.of(each, input_device(model))
+            expect(batch)
+            model(**batch.inputs, **brief)
+            collector.finish()
             done += len(batch.mask)
             if tick:
                 tick(done)
     if done and (neurons or moments):
-        _check_fired(found, live, condition)
+        _check_fired(collector.found, live, condition)
     for site in live:
-        if neurons:
-            _neurons(found, site, counting.tau, input_device(model))
-        if moments:
-            _moments(found, site, input_device(model))
-    return found
-
-
-def _neurons(found: Statistics, site: Site, tau: float, device: torch.device) -> NeuronStats:
-    if site.key not in found.neurons:
-        found.neurons[site.key] = NeuronStats.zeros(site.width, tau, device)
-    return found.neurons[site.key]
-
-
-def _moments(found: Statistics, site: Site, device: torch.device) -> SecondMoment:
-    if site.key not in found.moments:
-        found.moments[site.key] = SecondMoment.zeros(site.width, device)
-    return found.moments[site.key]
+        collector.add(site, torch.zeros(0, site.width, device=input_device(model)))
+    return collector.found
 
 
 def _check_fired(found: Statistics, sites: Sequence[Site], condition: str) -> None:
@@ -317,7 +369,8 @@ def collect_statistics(
     """Run `examples` under `condition` and sum statistics at every site.
 
     Rows without a form under `condition` are passed over. Counting per example, images run one by
-    one, since a tower may pack those of several examples into one row.
+    one, since a tower may pack those of several examples into one row. Questions about one picture
+    run it once where that is exact (see `prefix`).
 
     Args:
         model: The model, unchanged afterwards.
@@ -338,11 +391,12 @@ def collect_statistics(
     """
     usable = [e for e in examples if e.has(condition)]
     apart = counting is not None and counting.unit == "example" and condition == "multi"
-    if apart and any(s.tower != "language" for s in sites):
-        batch_size = 1
+    apart = apart and any(s.tower != "language" for s in sites)
     found = collect_inputs(
         model,
-        batches(model, prompter, usable, condition, batch_size=batch_size, share=share),
+        shared_batches(
+            model, prompter, usable, condition, batch_size=batch_size, apart=apart, share=share
+        ),
         sites=sites,
         condition=condition,
         neurons=neurons,

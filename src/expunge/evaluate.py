@@ -12,7 +12,8 @@ from torch import Tensor
 
 from expunge import metrics
 from expunge.data import CONDITIONS, Example, Suite
-from expunge.models import Batch, Prompter, accepts, batches
+from expunge.models import Batch, Prompter, accepts
+from expunge.prefix import begun, shared_batches
 
 Tick = Callable[[int], None]
 
@@ -99,9 +100,10 @@ def teacher_forced(
     """Token log-probabilities of the reference answers (or `answers`) given the questions."""
     found: list[Forced | None] = [None] * len(examples)
     ends = end_tokens(model)
-    for batch in batches(
+    for each in shared_batches(
         model, prompter, examples, condition, batch_size=batch_size, answers=answers
     ):
+        batch = begun(model, each)
         logits, predicts = answer_logits(model, batch)
         logp = logits.log_softmax(-1)
         where = torch.nonzero(predicts)
@@ -141,9 +143,10 @@ def generate(
 ) -> list[str]:
     """Greedy answers."""
     said = [""] * len(examples)
-    for batch in batches(
+    for each in shared_batches(
         model, prompter, examples, condition, batch_size=batch_size, prompt_only=True
     ):
+        batch = begun(model, each)
         out = model.generate(
             **batch.inputs,
             max_new_tokens=max_new_tokens,

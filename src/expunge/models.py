@@ -272,22 +272,18 @@ def batches(
     Yields:
         Batches; together they cover every example once.
     """
-    told = [e.answer for e in examples] if answers is None else list(answers)
-    prompts = [prompter.render(e, condition) for e in examples]
-    texts = prompts
-    if not prompt_only:
-        texts = [prompter.render(e, condition, a) for e, a in zip(examples, told, strict=True)]
-    order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
+    asked = asked_of(prompter, examples, condition, answers, prompt_only)
+    order = sorted(range(len(asked)), key=lambda i: (len(asked[i].text), i))
 
     def encoded(rows: list[int]) -> Iterator[Batch]:
         pictures = [examples[i].image for i in rows] if condition == "multi" else []
         images = [load_image(each) for each in pictures if each is not None]
-        asked = [Asked(i, prompts[i], texts[i], None if prompt_only else told[i]) for i in rows]
+        mine = [asked[i] for i in rows]
         if encodes_apart(model):
-            batch = encode_apart(prompter, asked, images, decoder_start(model))
+            batch = encode_apart(prompter, mine, images, decoder_start(model))
         else:
-            batch = encode_together(prompter, asked, images)
-        if len(rows) > 1 and _padded_media(batch.inputs):
+            batch = encode_together(prompter, mine, images)
+        if len(rows) > 1 and padded_media(batch.inputs):
             for row in rows:
                 yield from encoded([row])
         else:
@@ -304,6 +300,23 @@ class Asked(NamedTuple):
     prompt: str
     text: str
     answer: str | None
+
+
+def asked_of(
+    prompter: Prompter,
+    examples: Sequence[Example],
+    condition: str,
+    answers: Sequence[str] | None = None,
+    prompt_only: bool = False,
+) -> list[Asked]:
+    """The questions of examples as conversations; the arguments are those of `batches`."""
+    told = [e.answer for e in examples] if answers is None else list(answers)
+    found = []
+    for row, (example, answer) in enumerate(zip(examples, told, strict=True)):
+        prompt = prompter.render(example, condition)
+        text = prompt if prompt_only else prompter.render(example, condition, answer)
+        found.append(Asked(row, prompt, text, None if prompt_only else answer))
+    return found
 
 
 def encode_together(prompter: Prompter, asked: Sequence[Asked], images: Sequence[Any]) -> Batch:
@@ -379,7 +392,7 @@ def decoder_start(model: Any) -> int:
     )
 
 
-def _padded_media(inputs: Mapping[str, Tensor]) -> bool:
+def padded_media(inputs: Mapping[str, Tensor]) -> bool:
     """Whether pictures of several sizes were padded, so that a tower would count the padding."""
     mask = inputs.get("pixel_attention_mask")
     return mask is not None and not bool(mask.all())

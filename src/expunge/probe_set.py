@@ -11,7 +11,8 @@ from torch import Tensor
 
 from expunge.data import Example
 from expunge.evaluate import answer_logits
-from expunge.models import Batch, Prompter, batches
+from expunge.models import Batch, Prompter
+from expunge.prefix import Shared, begun, shared_batches
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class ProbeSet:
     ) -> None:
         usable = [e for e in examples if e.has(condition)]
         self.size = len(usable)
-        self.batches: list[Batch] = list(
-            batches(model, prompter, usable, condition, batch_size=batch_size)
+        self.batches: list[Batch | Shared] = list(
+            shared_batches(model, prompter, usable, condition, batch_size=batch_size)
         )
 
     @torch.inference_mode()
@@ -68,7 +69,8 @@ class ProbeSet:
         """Score every question under the model as it is now."""
         recalled = torch.zeros(self.size, dtype=torch.bool)
         nll = torch.zeros(self.size, dtype=torch.float64)
-        for batch in self.batches:
+        for each in self.batches:
+            batch = begun(model, each)
             logits, predicts = answer_logits(model, batch)
             where = torch.nonzero(predicts)
             inside = batch.answer[where[:, 0], where[:, 1] + 1]

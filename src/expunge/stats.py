@@ -45,27 +45,28 @@ class NeuronStats:
         total, absolute, over, square = torch.zeros(4, width, dtype=torch.float64, device=device)
         return cls(0, total, absolute, over, square, tau)
 
-    def update(self, z: Tensor, mask: Tensor | None = None) -> None:
+    def update(self, z: Tensor, mask: Tensor | None = None, times: int = 1) -> None:
         """Add activations.
 
         Args:
             z: Activations, any float dtype, [..., width].
             mask: Which positions count, bool [...]; None counts all.
+            times: How often each counts.
         """
         rows = counted(z, mask, self.total.numel())
-        self.count += rows.shape[0]
+        self.count += rows.shape[0] * times
         size = CPU_BLOCK if rows.device.type == "cpu" else BLOCK
         scratch = torch.empty(2, size, rows.shape[1], dtype=torch.float64, device=rows.device)
         for block in rows.split(size):
-            self._add(block, *scratch[:, : len(block)])
+            self._add(block, *scratch[:, : len(block)], times)
 
-    def _add(self, rows: Tensor, exact: Tensor, active: Tensor) -> None:
+    def _add(self, rows: Tensor, exact: Tensor, active: Tensor, times: int) -> None:
         """Add rows [n, width] by products with ones, the fastest sums; overwrites the others."""
-        ones = exact.new_ones(len(rows))
-        self.total.addmv_(exact.copy_(rows).T, ones)
-        self.absolute.addmv_(exact.abs_().T, ones)
-        self.over.addmv_(torch.gt(exact, self.tau, out=active).T, ones)
-        self.square.addmv_(exact.square_().T, ones)
+        weight = exact.new_full((len(rows),), times)
+        self.total.addmv_(exact.copy_(rows).T, weight)
+        self.absolute.addmv_(exact.abs_().T, weight)
+        self.over.addmv_(torch.gt(exact, self.tau, out=active).T, weight)
+        self.square.addmv_(exact.square_().T, weight)
 
     @property
     def mean_abs(self) -> Tensor:
@@ -148,16 +149,16 @@ class SecondMoment:
         """The moment of nothing, for a site of `width` neurons."""
         return cls(0, torch.zeros(width, width, dtype=dtype, device=device))
 
-    def update(self, z: Tensor, mask: Tensor | None = None) -> None:
+    def update(self, z: Tensor, mask: Tensor | None = None, times: int = 1) -> None:
         """Add activations z [..., width] where mask [...] is true; products in z's precision.
 
-        Half-precision activations are multiplied in float32.
+        Each counts `times` times. Half-precision activations are multiplied in float32.
         """
         rows = counted(z, mask, self.outer.shape[0])
         if rows.dtype not in (torch.float32, torch.float64):
             rows = rows.float()
-        self.count += rows.shape[0]
-        self.outer += rows.T @ rows
+        self.count += rows.shape[0] * times
+        self.outer.add_(rows.T @ rows, alpha=times)
 
     @property
     def mean(self) -> Tensor:

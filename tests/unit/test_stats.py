@@ -75,6 +75,17 @@ def test_sums_equal_exact_loops_in_every_precision(dtype):
         close(getattr(stats, name), wanted)
 
 
+def test_rows_that_count_several_times():
+    z = activations(8, 6, 5, dtype=torch.float64)
+    stats, moment = stats_of(z[:2]), moment_of(z[:2])
+    stats.update(z[2:], times=3)
+    moment.update(z[2:], times=3)
+    repeated = torch.cat([z[:2], z[2:], z[2:], z[2:]])
+    same(stats, stats_of(repeated))
+    assert moment.count == len(repeated)
+    close(moment.outer, slow_moment(repeated.tolist()))
+
+
 def test_derived_figures_follow_their_definitions():
     rows = activations(2, 50, 4, dtype=torch.float64).tolist()
     stats = stats_of(torch.tensor(rows, dtype=torch.float64), tau=0.25)
