@@ -51,7 +51,7 @@ class Bench:
     @property
     def counting(self) -> Counting:
         """Which positions count, and the unit."""
-        return Counting(self.config.positions, self.config.unit, self.config.tau)
+        return Counting(self.config.positions or "all", self.config.unit, self.config.tau)
 
     def measure(
         self, what: str, edits: Mapping[str, SiteEdit] | None = None

@@ -41,7 +41,7 @@ class RunConfig:
         attention: Also edit attention output projections.
         importances: Importance name -> weight, for MANU; None is all four, weight 1.
         per_tower: Rank each tower by itself.
-        positions: Language positions that count: all, no_image or answer.
+        positions: Language positions that count: all, no_image or answer; None is the method's own.
         unit: token or example.
         tau: |z| above which a neuron counts as active.
         eps: Added to denominators of importances and scores.
@@ -77,7 +77,7 @@ class RunConfig:
     attention: bool = False
     importances: Mapping[str, float] | None = None
     per_tower: bool = False
-    positions: str = "all"
+    positions: str | None = None
     unit: str = "token"
     tau: float = 0.1
     eps: float = 1e-6

@@ -39,6 +39,7 @@ from expunge.importance import IMPORTANCE
 from expunge.judge import Judge
 from expunge.methods import Evidence, Method
 from expunge.models import Prompter, batches, check_checkpoint, load
+from expunge.noise import noise_like
 from expunge.parallel import agreed, joined, leads, part
 from expunge.passes import Name, Passes, groups_within
 from expunge.plan import Plan
@@ -66,13 +67,15 @@ def settled(config: RunConfig) -> RunConfig:
         raise InputError(f"strength is {config.strength}, expected a number of at least 0")
     if not 0 < config.keep <= 1:
         raise InputError(f"keep is {config.keep}, expected a share above 0 and at most 1")
-    Counting(config.positions, config.unit, config.tau)
+    positions = config.positions or method.positions
+    Counting(positions, config.unit, config.tau)
     for name in config.importances or ():
         if name not in IMPORTANCE:
             raise unknown("importance", name, IMPORTANCE)
     return dataclasses.replace(
         config,
         towers=config.towers or method.towers,
+        positions=positions,
         budget=method.budget if config.budget is None else config.budget,
         strength=method.strength if config.strength is None else config.strength,
     )
@@ -116,26 +119,31 @@ def gather(
     if method.folds:
         parts = folded(sets["retain"], method.folds, config.seed)
         sets = {"forget": sets["forget"], **{n: rows for n, rows in parts.items() if rows}}
+    asked = dict(sets)
+    if method.noise:
+        kept = [e for name, rows in sets.items() if name != "forget" for e in rows]
+        asked["noise"] = noise_like(prompter, kept, config.seed)
     reach = {
         (name, condition): [s for s in sites if condition == "multi" or s.tower == "language"]
-        for name, examples in sets.items()
+        for name, examples in asked.items()
         for condition in CONDITIONS
         if any(e.has(condition) for e in examples)
     }
 
     def collect(of: Name, chosen: Sequence[Site], *, moments: bool) -> Statistics:
         name, condition = of
-        total = -(-sum(e.has(condition) for e in sets[name]) // part()[1])
+        total = -(-sum(e.has(condition) for e in asked[name]) // part()[1])
+        positions = "all" if name == "noise" else str(config.positions)
         with shown.task(f"collect {name} {condition}", total) as tick:
             return collect_statistics(
                 model,
                 prompter,
-                sets[name],
+                asked[name],
                 condition,
                 sites=chosen,
                 neurons=not moments,
                 moments=moments,
-                counting=Counting(config.positions, config.unit, config.tau),
+                counting=Counting(positions, config.unit, config.tau),
                 batch_size=config.batch_size,
                 share=part(),
                 tick=tick,

@@ -171,6 +171,8 @@ class Method:
         attention: Takes attention sites too, whatever the configuration says.
         directions: How many eigen-directions of a site it holds at most, for its need of memory.
         folds: Into how many folds of subjects retain is divided, each left out once to judge by.
+        noise: Also needs the moments of questions about nothing (see `noise`), all positions.
+        positions: Language positions that count unless told otherwise.
         towers: Towers it edits unless told otherwise.
         budget: Default budget, or None if it has none.
         strength: Default strength, or None.
@@ -184,6 +186,8 @@ class Method:
     attention: bool = False
     directions: int = 0
     folds: int = 0
+    noise: bool = False
+    positions: str = "all"
     towers: tuple[str, ...] = ("vision", "language")
     budget: float | None = None
     strength: float | None = None

@@ -41,6 +41,7 @@ def site_directions(
     ridge: float = RIDGE,
     kept: Sequence[Sequence[str]] = (("retain",),),
     number: int = MAX_RANK,
+    noise: float = 0.0,
 ) -> list[dict[str, Directions]]:
     """At most `number` eigen-directions of every site that fired on forget.
 
@@ -51,6 +52,7 @@ def site_directions(
         ridge: See `subspace.directions`.
         kept: Several choices of sets that stand for what is kept.
         number: How many directions of a site at most.
+        noise: Weight of the moment of `noise` (see `noise.noise_like`) beside what is kept.
 
     Returns:
         For each choice: site key -> directions.
@@ -63,6 +65,8 @@ def site_directions(
         for sets, into in zip(kept, found, strict=True):
             retain = moment(evidence, sets, site.key)
             base = torch.zeros_like(forget) if retain is None else retain
+            if noise and (beside := moment(evidence, ("noise",), site.key)) is not None:
+                base = base + noise * beside
             into[site.key] = directions(forget, base, ridge=ridge, number=number)
     return found
 
