@@ -71,7 +71,7 @@ class RunConfig:
     method: str = "auto"
     budget: float | None = None
     strength: float | None = None
-    keep: float = 0.95
+    keep: float = 0.9
     towers: tuple[str, ...] | None = None
     towers_declared: Mapping[str, str] = field(default_factory=dict)
     attention: bool = False
