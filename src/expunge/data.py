@@ -13,13 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from expunge import formats
 from expunge.errors import InputError, unknown
 from expunge.formats.picture import opened
 from expunge.formats.row import Row
-from expunge.formats.signal import is_signal, read_signal
+from expunge.formats.signal import is_array, is_signal, read_signal
 from expunge.formats.source import Source, sources
 from expunge.formats.wording import named
 
@@ -371,7 +369,7 @@ def _pixels(image: Any, seen: dict[str | bytes, str]) -> str | None:
 
 
 def _digest(rgb: Any) -> str:
-    if isinstance(rgb, np.ndarray):
+    if is_array(rgb):
         return hashlib.sha256(f"{rgb.shape} {rgb.dtype}:".encode() + rgb.tobytes()).hexdigest()
     return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
 

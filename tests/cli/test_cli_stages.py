@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 from commands import expunge, tree
 from safetensors.torch import load_file
 
@@ -129,6 +130,14 @@ def test_content_is_shown_on_request(task, tmp_path):
     assert expunge("report", out).code == 0
     page = (out / "report.html").read_text()
     assert not any(e.subject in page for e in task.sets["forget"])
+
+
+def test_inspect_says_what_it_looked_at_where_nothing_is_known(tmp_path):
+    transformers.MambaConfig(hidden_size=32, num_hidden_layers=2).save_pretrained(tmp_path)
+    said = expunge("inspect", tmp_path, "--json")
+    assert (said.code, said.out) == (2, "")
+    assert "layers.N.mixer.in_proj x2" in said.err
+    assert "--tower language=path.to.module" in said.err
 
 
 def test_inspect(task):
