@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint bench bench-groups test-floor clean
+.PHONY: demo test lint bench bench-groups bench-prefix test-floor clean
 demo: $(STAMP)
 	$(BIN)/expunge demo --out runs/demo
 
@@ -22,6 +22,9 @@ bench: $(STAMP)
 
 bench-groups: $(STAMP)
 	$(BIN)/python benchmarks/groups.py
+
+bench-prefix: $(STAMP)
+	$(BIN)/python benchmarks/prefix.py
 
 # The family tests under the oldest transformers that is promised.
 test-floor:
