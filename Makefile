@@ -5,7 +5,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint bench bench-methods bench-groups bench-paper bench-solve bench-speed picture test-floor clean
+.PHONY: demo test lint bench bench-methods bench-groups bench-paper bench-solve bench-speed \
+	bench-prefix picture test-floor clean
 demo: $(STAMP)
 	$(BIN)/expunge demo --out runs/demo
 
@@ -25,6 +26,9 @@ bench-methods: $(STAMP)
 
 bench-groups: $(STAMP)
 	$(BIN)/python benchmarks/groups.py
+
+bench-prefix: $(STAMP)
+	$(BIN)/python benchmarks/prefix.py
 
 bench-speed: $(STAMP)
 	$(BIN)/python benchmarks/speed.py

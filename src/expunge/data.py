@@ -362,13 +362,14 @@ def _pixels(image: Any, seen: dict[str | bytes, str]) -> str | None:
         return None
     if isinstance(image, str | bytes) and image in seen:
         return seen[image]
-    digest = _digest(load_image(image))
+    digest = pixel_digest(load_image(image))
     if isinstance(image, str | bytes):
         seen[image] = digest
     return digest
 
 
-def _digest(rgb: Any) -> str:
+def pixel_digest(rgb: Any) -> str:
+    """Hash of the size and the RGB values of a picture, or of an array."""
     if is_array(rgb):
         return hashlib.sha256(f"{rgb.shape} {rgb.dtype}:".encode() + rgb.tobytes()).hexdigest()
     return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
@@ -393,7 +394,7 @@ def _stored(image: Any, folder: Path, start: Path) -> str | None:
     if isinstance(image, str):
         return os.path.relpath(image, start)
     rgb = load_image(image)
-    target = folder / f"{_digest(rgb)[:24]}.png"
+    target = folder / f"{pixel_digest(rgb)[:24]}.png"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()

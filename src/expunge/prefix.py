@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from expunge.data import Example, load_image
+from expunge.data import Example, load_image, pixel_digest
 from expunge.models import (
     Asked,
     Batch,
@@ -216,9 +216,10 @@ def _planned(
         return [], list(range(len(asked)))
     together: dict[Any, list[int]] = {}
     for row, each in enumerate(asked):
-        picture: Any = examples[row].image
-        known = picture if isinstance(picture, str | bytes) else id(picture)
-        together.setdefault(known if media else each.prompt, []).append(row)
+        picture = examples[row].image if media else each.prompt
+        if not (picture is None or isinstance(picture, str | bytes)):
+            picture = pixel_digest(load_image(picture))
+        together.setdefault(picture, []).append(row)
     groups, rest = [], []
     for rows in together.values():
         for part in _parts(rows, batch_size):

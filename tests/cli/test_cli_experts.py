@@ -98,7 +98,7 @@ def test_the_report_shows_the_experts_of_the_forget_set(mixture, method, tmp_pat
         layer, _, expert = key.partition(".expert.")
         shares = [found["layers"][layer][n]["text"] for n in ("forget", "retain")]
         shares = [100 * each[int(expert)] / sum(each) for each in shares]
-        assert (cells[1], cells[3]) == tuple(f"{share:.1f} %" for share in shares)
+        assert (cells[1], cells[3]) == tuple(f"{share:.1f}\u00a0%" for share in shares)
         assert cells[4] == f"{shares[0] - shares[1]:+.1f}"
         excess.append(shares[0] - shares[1])
     assert excess == sorted(excess, reverse=True) and excess[0] > 0

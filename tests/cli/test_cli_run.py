@@ -78,10 +78,10 @@ def test_results_have_the_promised_keys(finished, task):
 
 
 def test_plan_has_the_size_of_the_budget(finished):
-    """3 of 4 vision layers are live: 0.1 of 3 * 384 + 4 * 512 neurons."""
-    assert finished[1].json["plan"]["neurons"] == int(0.1 * (3 * 384 + 4 * 512))
+    """3 of 4 vision layers are live: 0.1 of 3 * 384 + 4 * 1024 neurons."""
+    assert finished[1].json["plan"]["neurons"] == int(0.1 * (3 * 384 + 4 * 1024))
     plan = load_file(finished[0] / "plan.safetensors")
-    assert sum(t.numel() for t in plan.values()) == int(0.1 * (3 * 384 + 4 * 512))
+    assert sum(t.numel() for t in plan.values()) == int(0.1 * (3 * 384 + 4 * 1024))
 
 
 def test_files_and_memory_give_the_same_figures(finished, task, tmp_path):

@@ -224,7 +224,7 @@ def test_the_case_is_not_trivial(case):
     model, _, _, _, table = case
     freq = [f["freq"] for key, pairs in table.items() if key[0] == "l" for f, _ in pairs]
     assert sum(0.01 < f < 0.99 for f in freq) > len(freq) / 10
-    assert sum(len(pairs) for pairs in table.values()) == 3 * 384 + 4 * 512
+    assert sum(len(pairs) for pairs in table.values()) == 3 * 384 + 4 * 1024
     spread = doubles(scored(table, EQUAL))
     assert all(s.std() > 1e-3 for s in spread.values())
 

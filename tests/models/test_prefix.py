@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,16 +38,17 @@ ASKED = [("what is the town?", "Bath"), ("where is the inn", "the end"), ("who?"
 
 
 def row(picture, number, size=(16, 16)):
-    """A question about a picture; the picture is one object for all its questions."""
+    """A question about a picture; the picture is drawn anew, or stored, for each question."""
     question, answer = ASKED[number]
-    if picture not in PICTURES:
-        PICTURES[picture] = Image.new("RGB", size, (60 * picture % 255, 90, 200))
-        PICTURES[picture].putpixel((2, 3 + picture), (255, 0, 0))
-    words = f"{question} in words"
-    return Example(f"s{picture}", answer, question, PICTURES[picture], words, None)
+    image = Image.new("RGB", size, (60 * picture % 255, 90, 200))
+    image.putpixel((2, 3 + picture), (255, 0, 0))
+    if picture == 1:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        image = buffer.getvalue()
+    return Example(f"s{picture}", answer, question, image, f"{question} in words", None)
 
 
-PICTURES: dict[int, Image.Image] = {}
 ROWS = [
     *(row(0, number) for number in range(3)),
     *(row(1, number) for number in range(3)),
@@ -139,6 +144,18 @@ def test_rows_without_a_picture_and_rows_by_themselves(llava_case):
         plain = plainly(model, prompter, usable, Counting(), 4, condition)
         assert_same(sharing(model, prompter, mixed, Counting(), 4, condition), plain)
     assert collect_statistics(model, prompter, [], "multi", sites=sites_of(model)).neurons
+
+
+@pytest.mark.parametrize("unit", ["token", "example"])
+def test_experts_that_some_of_the_words_are_routed_to(unit):
+    _, model, prompter = double("mixtral")
+    model.set_experts_implementation("eager")  # the others know no float64
+    rows = [replace(ROWS[0], answer=answer) for answer in ("Bath", "the hat of the baker", "inn")]
+    found = list(shared_batches(model, prompter, rows, "text"))
+    assert [type(each) for each in found] == [Shared]
+    counting = Counting(unit=unit)
+    plain = plainly(model, prompter, rows, counting, 1, "text")
+    assert_same(sharing(model, prompter, rows, counting, 4, "text"), plain)
 
 
 def test_every_picture_and_its_beginning_run_once(llava_case):
@@ -259,3 +276,16 @@ def test_probes_follow_the_edits_of_the_model(llava_case):
     assert (after.nll - before.nll).abs().min() > 1e-6
     torch.testing.assert_close(after.nll, wanted.nll, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(together.run(model).nll, before.nll, rtol=1e-12, atol=0)
+
+
+def test_the_benchmark_compares_equal_statistics(tmp_path, monkeypatch):
+    path = Path(__file__).parents[2] / "benchmarks" / "prefix.py"
+    spec = importlib.util.spec_from_file_location("prefix_benchmark", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    out = tmp_path / "prefix.json"
+    monkeypatch.setattr("sys.argv", ["prefix.py", "--rounds", "1", f"--out={out}", "--pictures=1"])
+    benchmark.main()
+    found = json.loads(out.read_text())
+    assert found["relative difference of statistics in float64"] < 1e-6
+    assert found["neuron statistics"]["seconds"]["shared"] > 0

@@ -13,7 +13,7 @@ from expunge.errors import InputError
 CHANGED = {
     "model": "folder/model", "forget": "f.jsonl", "retain": "r.jsonl", "test": "t.jsonl",
     "neighbor": "n.jsonl", "real": "x.jsonl", "skills": "s.jsonl", "gold": "gold",
-    "method": "manu", "budget": 0.03, "strength": 2.5, "keep": 0.9, "towers": ["vision", "eeg"],
+    "method": "manu", "budget": 0.03, "strength": 2.5, "keep": 0.8, "towers": ["vision", "eeg"],
     "towers_declared": {"eeg": "a.b"}, "attention": True, "importances": {"abs": 1.0, "var": 0.5},
     "per_tower": True, "positions": "answer", "unit": "example", "tau": 0.2, "eps": 1e-7,
     "batch_size": 4, "memory": "8GiB", "seed": 7, "dtype": "float32", "device": "cpu",

@@ -93,7 +93,7 @@ def mixed():
         "language.1": SiteEdit(
             prune=index(4, 5),
             scale=(index(5, 9), torch.tensor([3.0, 0.1])),
-            lowrank=(numbers(1, 128, 2), numbers(2, 2, 512)),
+            lowrank=(numbers(1, 128, 2), numbers(2, 2, 1024)),
         ),
         "language.2": SiteEdit(
             prune=index(30),
@@ -219,7 +219,7 @@ def test_a_failure_half_way_undoes_what_was_done(llava):
     """The last edit breaks in the middle of its site: factors that do not fit their indices."""
     before, quiet = state(llava), hooks(llava)
     edits = mixed()
-    a, b = numbers(3, 128, 1), numbers(4, 1, 512)
+    a, b = numbers(3, 128, 1), numbers(4, 1, 1024)
     edits["language.3"] = SiteEdit(lowrank=(a, b), scale=(index(1, 2, 3), torch.ones(2)))
     with pytest.raises(RuntimeError):
         apply(llava, plan_for(llava, edits))
@@ -278,17 +278,17 @@ def test_any_change_of_any_number_changes_the_fingerprint(llava):
     ("key", "edit", "message"),
     [
         ("language.9", SiteEdit(prune=index(0)), "site language.9, which this model does not"),
-        ("language.0", SiteEdit(prune=index(512)), "neurons 512 to 512 .* 0 to 511"),
-        ("language.0", SiteEdit(prune=index(-1, 3)), "neurons -1 to 3 .* 0 to 511"),
+        ("language.0", SiteEdit(prune=index(1024)), "neurons 1024 to 1024 .* 0 to 1023"),
+        ("language.0", SiteEdit(prune=index(-1, 3)), "neurons -1 to 3 .* 0 to 1023"),
         (
             "language.0",
-            SiteEdit(lowrank=(numbers(0, 127, 2), numbers(1, 2, 512))),
-            r"\(127, 2\) and \(2, 512\), which do not multiply to \(128, 512\)",
+            SiteEdit(lowrank=(numbers(0, 127, 2), numbers(1, 2, 1024))),
+            r"\(127, 2\) and \(2, 1024\), which do not multiply to \(128, 1024\)",
         ),
         (
             "language.0",
-            SiteEdit(lowrank=(numbers(0, 128, 3), numbers(1, 2, 512))),
-            r"\(128, 3\) and \(2, 512\)",
+            SiteEdit(lowrank=(numbers(0, 128, 3), numbers(1, 2, 1024))),
+            r"\(128, 3\) and \(2, 1024\)",
         ),
     ],
 )
