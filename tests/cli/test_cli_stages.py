@@ -151,7 +151,7 @@ def test_inspect(task):
     assert [s["key"] for s in sites if s["dead"]] == ["vision.3"]
     assert sum(s["width"] for s in sites) == 4 * 384 + 128 + 4 * 1024
     shown = expunge("inspect", task.vanilla)
-    assert shown.out.startswith("llava: 9 sites, 3328 live neurons\n")
+    assert shown.out.startswith("llava: 9 sites, 5376 live neurons\n")
     assert len(shown.out.splitlines()) == 4 + len(sites)
 
 
