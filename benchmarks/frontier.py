@@ -1,10 +1,11 @@
-"""What the filter's constants do: neighbours kept at equal depth of forgetting.
+"""What the default method's constants do: neighbours kept at equal depth of forgetting.
 
     python benchmarks/frontier.py [--group 1]
 
-For each ridge, onset and overshoot the strength grows until the held-out questions of the forget
-people reach a mean NLL of 1.5 and 2.5 nats a token; printed is what neighbours and skills then
-still recall (interpolated between strengths). Tune on groups other than 0.
+For each choice of positions, weight of noise, onset and overshoot the strength grows until the
+held-out questions of the forget people reach a mean NLL of 1.5, 2.5 and 3.3 nats a token; printed is
+what neighbours, public figures and skills then still recall, both conditions together (interpolated
+between strengths). The shipped constants were chosen on groups 0, 1 and 2.
 """
 
 import argparse
@@ -19,17 +20,19 @@ from expunge.data import CONDITIONS
 from expunge.edit import edited
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.methods import METHODS, auto
-from expunge.methods.filters import edits_for, moment
+from expunge.methods.filters import edits_for, site_directions
 from expunge.models import Prompter, load
 from expunge.pipeline import chosen_sites, gather, settled
 from expunge.probe_set import ProbeSet
-from expunge.subspace import directions, shares
+from expunge.subspace import shares
 
-STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-DEPTHS = (1.5, 2.5)
+STRENGTHS = (0.05, 0.1, 0.17, 0.3, 0.5, 0.8, 1.3, 2.5)
+DEPTHS = (1.5, 2.5, 3.3)
+KEPT = ("neighbor", "real", "skills")
 
 
 def figures(model, sites, probes, edits):
+    """Mean NLL of `test`, then the accuracy of what is kept."""
     with edited(model, sites, edits):
         found = {key: p.run(model) for key, p in probes.items() if p.size}
 
@@ -37,53 +40,46 @@ def figures(model, sites, probes, edits):
         values = [getattr(f, what) for (n, _), f in found.items() if n == name]
         return sum(values) / len(values)
 
-    return mean("test", "mean_nll"), mean("neighbor", "accuracy"), mean("skills", "accuracy")
+    return mean("test", "mean_nll"), *(mean(name, "accuracy") for name in KEPT)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--group", type=int, default=1)
-    group = parser.parse_args().group
-    questions = suite(10, group).sets
+    questions = suite(10, parser.parse_args().group).sets
     model, processor = load(checkpoint("vanilla"))
     prompter = Prompter(processor)
-    config = settled(RunConfig(method="filter"))
-    sites = chosen_sites(model, config)
     sets = {"forget": questions["forget"], "retain": questions["retain"]}
-    evidence = gather(model, prompter, sets, sites, config, METHODS["filter"])
     probes = {
         (n, c): ProbeSet(model, prompter, questions[n], c)
-        for n in ("test", "neighbor", "skills")
+        for n in ("test", *KEPT)
         for c in CONDITIONS
     }
-    pairs = {
-        s.key: (moment(evidence, ("forget",), s.key), moment(evidence, ("retain",), s.key))
-        for s in sites
-    }
-    for ridge in (0.03, 0.3, 1.0):
-        found = {
-            k: directions(f, r, ridge=ridge, number=auto.NUMBER) for k, (f, r) in pairs.items()
-        }
-        for onset, over in itertools.product((0.0, 2.0), (0.0, 1.0)):
-            path = []
-            for strength in STRENGTHS:
-                removed = {
-                    k: (1 + over) * shares(d.ratio, strength, onset) for k, d in found.items()
-                }
-                edits = edits_for(evidence, found, removed)
-                path.append(figures(model, {s.key: s for s in sites}, probes, edits))
-            told = [f"ridge {ridge:<5} onset {onset} overshoot {over}"]
-            for depth in DEPTHS:
-                told.append(at_depth(path, depth))
-            print(" | ".join(told), flush=True)
+    for positions in ("all", "no_image"):
+        config = settled(RunConfig(method="auto", positions=positions))
+        sites = chosen_sites(model, config)
+        evidence = gather(model, prompter, sets, sites, config, METHODS["auto"])
+        folds = sorted({name for name, _ in evidence.moments} - {"forget", "noise"})
+        for noise in (0.0, 0.5, 2.0):
+            (found,) = site_directions(evidence, auto.RIDGE, [folds], auto.NUMBER, noise)
+            for onset, over in itertools.product((0.0, 2.0), (0.0, 1.0)):
+                path = []
+                for strength in STRENGTHS:
+                    removed = {
+                        k: (1 + over) * shares(d.ratio, strength, onset) for k, d in found.items()
+                    }
+                    edits = edits_for(evidence, found, removed)
+                    path.append(figures(model, {s.key: s for s in sites}, probes, edits))
+                told = [f"{positions:<8} noise {noise} onset {onset} overshoot {over}"]
+                print(" | ".join(told + [at_depth(path, d) for d in DEPTHS]), flush=True)
 
 
 def at_depth(path, depth):
-    for (n0, k0, s0), (n1, k1, s1) in itertools.pairwise(path):
+    for (n0, *before), (n1, *after) in itertools.pairwise(path):
         if n0 < depth <= n1:
             t = (depth - n0) / (n1 - n0)
-            kept, skill = k0 + t * (k1 - k0), s0 + t * (s1 - s0)
-            return f"NLL {depth}: neighbours {kept:.3f}, skills {skill:.3f}"
+            left = " / ".join(f"{a + t * (b - a):.3f}" for a, b in zip(before, after, strict=True))
+            return f"NLL {depth}: {left}"
     return f"NLL {depth}: not reached"
 
 

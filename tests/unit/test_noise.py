@@ -1,0 +1,106 @@
+"""Questions about nothing: like the real ones in form, and without a word of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from expunge.collect import Counting, collect_statistics
+from expunge.config import RunConfig
+from expunge.data import CONDITIONS, Example
+from expunge.fiction.build import build_model, build_processor
+from expunge.fiction.world import World
+from expunge.methods import METHODS
+from expunge.methods.filters import moment, site_directions
+from expunge.models import Prompter
+from expunge.noise import noise_like
+from expunge.pipeline import chosen_sites, folded, gather, settled
+
+
+@pytest.fixture(scope="module")
+def prompter():
+    return Prompter(build_processor())
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return World(private=24, public=3).suite()
+
+
+def test_the_same_seed_draws_the_same(prompter, sets):
+    one, two = (noise_like(prompter, sets["retain"], 3, 8) for _ in range(2))
+    other = noise_like(prompter, sets["retain"], 4, 8)
+    assert [e.question for e in one] == [e.question for e in two]
+    assert [e.image.tobytes() for e in one] == [e.image.tobytes() for e in two]
+    assert [e.question for e in one] != [e.question for e in other]
+
+
+def test_noise_says_nothing_of_anybody(prompter, sets):
+    made = noise_like(prompter, sets["retain"], 0, 40)
+    assert len(made) == 40
+    specials = prompter.tokenizer.all_special_tokens
+    for row in made:
+        assert row.answer and row.text_question == row.question
+        assert not any(s in row.question + row.answer for s in (*specials, "\ufffd"))
+        assert not any(row.question == e.question for e in sets["retain"])
+    words = [len(e.text_question.split()) for e in made]
+    assert len(set(words)) > 3  # lengths vary as those of real questions do
+
+
+def test_pictures_keep_their_pixels_and_lose_their_order(prompter, sets):
+    likes = sets["retain"][:1]
+    (made,) = noise_like(prompter, likes, 0, 1)
+    before, after = np.asarray(likes[0].image), np.asarray(made.image)
+    assert before.shape == after.shape
+    assert (np.sort(before.reshape(-1, 3), 0) == np.sort(after.reshape(-1, 3), 0)).all()
+    assert not (before == after).all()
+
+
+def test_conditions_follow_the_rows(prompter, sets):
+    row = sets["retain"][0]
+    text_only = noise_like(prompter, [replace(row, image=None)], 0, 4)
+    assert [[e.has(c) for c in CONDITIONS] for e in text_only] == [[False, True]] * 4
+    picture_only = noise_like(prompter, [replace(row, text_question=None)], 0, 4)
+    assert [[e.has(c) for c in CONDITIONS] for e in picture_only] == [[True, False]] * 4
+
+
+def test_a_signal_is_no_picture(prompter, sets, tmp_path):
+    np.save(tmp_path / "signal.npy", np.zeros((3, 4), dtype=np.float32))
+    row = replace(sets["retain"][0], image=str(tmp_path / "signal.npy"))
+    made = noise_like(prompter, [row], 0, 2)
+    assert [[e.has(c) for c in CONDITIONS] for e in made] == [[False, True]] * 2
+
+
+def test_the_default_method_counts_noise_at_all_positions(prompter, sets):
+    """Its moment is that of `collect_statistics`, added to the retain moment with its weight."""
+    model = build_model(build_processor()).eval()
+    config = settled(RunConfig(method="auto"))
+    assert config.positions == "no_image"
+    sites = chosen_sites(model, config)[:1]
+    given = {"forget": sets["forget"][:6], "retain": sets["retain"][:30]}
+    evidence = gather(model, prompter, given, sites, config, METHODS["auto"])
+    folds = sorted({name for name, _ in evidence.moments} - {"forget", "noise"})
+    key = sites[0].key
+    found = moment(evidence, ("noise",), key)
+    rows = noise_like(prompter, fold_rows(given["retain"], config.seed), config.seed)
+    means = [
+        collect_statistics(
+            model, prompter, rows, c, sites=sites, neurons=False, moments=True, counting=Counting()
+        )
+        .moments[key]
+        .mean
+        for c in CONDITIONS
+    ]
+    assert torch.allclose(found, sum(means).double() / 2, rtol=1e-5, atol=1e-9)
+    (plain,) = site_directions(evidence, 0.03, [folds], 8)
+    (with_noise,) = site_directions(evidence, 0.03, [folds], 8, 0.5)
+    assert (with_noise[key].ratio <= plain[key].ratio * 1.0001).all()
+    assert not torch.allclose(with_noise[key].ratio, plain[key].ratio, rtol=1e-3)
+
+
+def fold_rows(retain: list[Example], seed: int) -> list[Example]:
+    """Retain rows in the order in which the pipeline has them, fold by fold."""
+    return [e for rows in folded(retain, METHODS["auto"].folds, seed).values() for e in rows]
