@@ -3,9 +3,9 @@
     python benchmarks/frontier.py [--group 1]
 
 For each choice of positions, weight of noise, onset and overshoot the strength grows until the
-held-out questions of the forget people reach a mean NLL of 1.5, 2.5 and 3.3 nats a token; printed is
-what neighbours, public figures and skills then still recall, both conditions together (interpolated
-between strengths). The shipped constants were chosen on groups 0, 1 and 2.
+held-out questions of the forget people reach a mean NLL of 1.5, 2.5 and 3.3 nats a token. Printed
+is what neighbours, public figures and skills then still recall, both conditions together
+(interpolated between strengths). The shipped constants were chosen on groups 0, 1 and 2.
 """
 
 import argparse
