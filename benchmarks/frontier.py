@@ -18,11 +18,12 @@ quiet()
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS
 from expunge.edit import edited
+from expunge.evidence import gather
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.methods import METHODS, auto
 from expunge.methods.filters import edits_for, site_directions
 from expunge.models import Prompter, load
-from expunge.pipeline import chosen_sites, gather, settled
+from expunge.pipeline import chosen_sites, settled
 from expunge.probe_set import ProbeSet
 from expunge.subspace import shares
 

@@ -22,11 +22,12 @@ from search import searched
 from expunge.compare import compare, distance
 from expunge.edit import edited
 from expunge.evaluate import evaluate
+from expunge.evidence import gather
 from expunge.folder import write_json
 from expunge.importance import IMPORTANCE
 from expunge.methods import get
 from expunge.models import Prompter, load
-from expunge.pipeline import chosen_sites, gather, settled
+from expunge.pipeline import chosen_sites, settled
 from expunge.report.charts import Point, dot_plot
 
 OUT = pages.ROOT / "benchmarks" / "paper.json"

@@ -12,11 +12,12 @@ import time
 
 from expunge.data import CONDITIONS
 from expunge.edit import edited
+from expunge.evidence import gather
 from expunge.folder import write_json
 from expunge.methods import get
 from expunge.methods.base import Grid
 from expunge.models import Prompter
-from expunge.pipeline import chosen_sites, gather, settled
+from expunge.pipeline import chosen_sites, settled
 from expunge.probe_set import ProbeSet
 from expunge.tune import RULE, choose, held_out
 

@@ -15,17 +15,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors.torch import save_file
 
 from expunge import data, methods
 from expunge.bench import Bench
-from expunge.collect import Counting, Statistics, collect_statistics
-from expunge.config import RunConfig, bytes_of
+from expunge.collect import Counting
+from expunge.config import RunConfig
 from expunge.data import CONDITIONS, Example, Suite
 from expunge.edit import applied, fingerprint, save_checkpoint
 from expunge.errors import InputError, unknown
 from expunge.evaluate import Answered, evaluate
+from expunge.evidence import evidence_of, gather
 from expunge.folder import (
     claim,
     read_stats,
@@ -36,18 +36,15 @@ from expunge.folder import (
     write_stats,
 )
 from expunge.importance import IMPORTANCE
-from expunge.judge import Judge
-from expunge.methods import Evidence, Method
+from expunge.methods import Evidence
 from expunge.models import Prompter, batches, check_checkpoint, load
-from expunge.noise import noise_like
-from expunge.parallel import agreed, joined, leads, part
-from expunge.passes import Name, Passes, groups_within
+from expunge.parallel import agreed, joined, leads
+from expunge.passes import Passes
 from expunge.plan import Plan
 from expunge.progress import Progress
 from expunge.routing import routed
 from expunge.selection import check_budget
-from expunge.sites import Site, down_weight, find_sites
-from expunge.subspace import workspace
+from expunge.sites import Site, find_sites
 from expunge.summary import summarise
 
 LIBRARIES = ("expunge", "torch", "transformers", "safetensors", "numpy")
@@ -97,112 +94,6 @@ def chosen_sites(model: Any, config: RunConfig) -> list[Site]:
             f" {', '.join(sorted(present))}"
         )
     return live
-
-
-def gather(
-    model: Any,
-    prompter: Prompter,
-    sets: Mapping[str, Sequence[Example]],
-    sites: Sequence[Site],
-    config: RunConfig,
-    method: Method,
-    progress: Progress | None = None,
-) -> Evidence:
-    """Collect what a method needs on forget and retain under both conditions.
-
-    Where torchrun started several processes, all have to call this; they share the batches.
-
-    Second moments are collected in as many passes as the limit on memory asks for; all but the
-    first run while the method reads them.
-    """
-    shown = progress or Progress()
-    if method.folds:
-        parts = folded(sets["retain"], method.folds, config.seed)
-        sets = {"forget": sets["forget"], **{n: rows for n, rows in parts.items() if rows}}
-    asked = dict(sets)
-    if method.noise:
-        kept = [e for name, rows in sets.items() if name != "forget" for e in rows]
-        asked["noise"] = noise_like(prompter, kept, config.seed)
-    reach = {
-        (name, condition): [s for s in sites if condition == "multi" or s.tower == "language"]
-        for name, examples in asked.items()
-        for condition in CONDITIONS
-        if any(e.has(condition) for e in examples)
-    }
-
-    def collect(of: Name, chosen: Sequence[Site], *, moments: bool) -> Statistics:
-        name, condition = of
-        total = -(-sum(e.has(condition) for e in asked[name]) // part()[1])
-        positions = "all" if name == "noise" else str(config.positions)
-        with shown.task(f"collect {name} {condition}", total) as tick:
-            return collect_statistics(
-                model,
-                prompter,
-                asked[name],
-                condition,
-                sites=chosen,
-                neurons=not moments,
-                moments=moments,
-                counting=Counting(positions, config.unit, config.tau),
-                batch_size=config.batch_size,
-                share=part(),
-                tick=tick,
-            )
-
-    neurons: dict[Name, Any] = {}
-    second: Mapping[Name, Any] = {}
-    if method.neurons:
-        neurons = {of: collect(of, own, moments=False).neurons for of, own in reach.items()}
-    if method.moments:
-        limit = None if config.memory is None else bytes_of(config.memory)
-        groups = groups_within(limit, sites, reach, held_beside(sites, method))
-        second = Passes(reach, groups, lambda of, own: collect(of, own, moments=True).moments)
-    return evidence_of(Bench(model, prompter, sets, sites, config, shown), neurons, second)
-
-
-def held_beside(sites: Sequence[Site], method: Method) -> int:
-    """Bytes that a method holds beside second moments: its solver's, its directions and edits."""
-    solver = max(workspace(s.width) for s in sites)
-    each = sum(3 * 8 * s.width * min(method.directions, s.width) for s in sites)
-    return solver + (method.folds + 1) * each
-
-
-def fold_names(number: int) -> list[str]:
-    """Names of the folds of the retain set."""
-    return [f"retain {i}" for i in range(number)]
-
-
-def folded(retain: Sequence[Example], number: int, seed: int) -> dict[str, list[Example]]:
-    """Divide the retain set into folds that share no subject, fewer where subjects are few."""
-    subjects = sorted({e.subject for e in retain})
-    order = np.random.default_rng([seed, 3]).permutation(len(subjects))
-    fold = {subjects[i]: place % number for place, i in enumerate(order)}
-    parts: list[list[Example]] = [[] for _ in range(number)]
-    for example in retain:
-        parts[fold[example.subject]].append(example)
-    return dict(zip(fold_names(number), parts, strict=True))
-
-
-def evidence_of(bench: Bench, neurons: Mapping[Any, Any], moments: Mapping[Any, Any]) -> Evidence:
-    """Bundle statistics with access to the model and its down projections."""
-    by_key = {s.key: s for s in bench.sites}
-
-    def weight(key: str) -> Any:
-        return down_weight(bench.model, by_key[key]).detach()
-
-    folds = [rows for name, rows in bench.sets.items() if name.startswith("retain ") and rows]
-    judge = None
-    if folds:
-        judge = Judge(
-            bench.model,
-            bench.prompter,
-            by_key,
-            bench.sets["forget"],
-            folds,
-            seed=bench.config.seed,
-            batch_size=2 * bench.config.batch_size,
-        )
-    return Evidence(bench.sites, neurons, moments, weight, bench, judge)
 
 
 def provenance(

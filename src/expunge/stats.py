@@ -58,7 +58,8 @@ class NeuronStats:
         size = CPU_BLOCK if rows.device.type == "cpu" else BLOCK
         scratch = torch.empty(2, size, rows.shape[1], dtype=torch.float64, device=rows.device)
         for block in rows.split(size):
-            self._add(block, *scratch[:, : len(block)], times)
+            exact, active = scratch[:, : len(block)]
+            self._add(block, exact, active, times)
 
     def _add(self, rows: Tensor, exact: Tensor, active: Tensor, times: int) -> None:
         """Add rows [n, width] by products with ones, the fastest sums; overwrites the others."""

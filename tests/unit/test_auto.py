@@ -7,12 +7,13 @@ import pytest
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS
 from expunge.evaluate import teacher_forced
+from expunge.evidence import folded
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.judge import drawn, with_other_answers
 from expunge.methods import auto
 from expunge.methods.base import Verdict
 from expunge.models import Prompter, load
-from expunge.pipeline import folded, make_plan
+from expunge.pipeline import make_plan
 from expunge.probe_set import ProbeSet
 
 

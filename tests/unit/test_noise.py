@@ -11,13 +11,14 @@ import torch
 from expunge.collect import Counting, collect_statistics
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS, Example
+from expunge.evidence import folded, gather
 from expunge.fiction.build import build_model, build_processor
 from expunge.fiction.world import World
 from expunge.methods import METHODS
 from expunge.methods.filters import moment, site_directions
 from expunge.models import Prompter
 from expunge.noise import noise_like
-from expunge.pipeline import chosen_sites, folded, gather, settled
+from expunge.pipeline import chosen_sites, settled
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from expunge import make_plan
 from expunge.config import bytes_of
 from expunge.errors import InputError
+from expunge.evidence import held_beside
 from expunge.methods import METHODS
 from expunge.passes import groups_within, shown
-from expunge.pipeline import held_beside
 from expunge.sites import Site, find_sites
 
 
