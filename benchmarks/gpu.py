@@ -12,6 +12,10 @@ import argparse
 import time
 from pathlib import Path
 
+from expunge.cli import quiet
+
+quiet()
+
 import torch
 from shapes import (
     HERE,
@@ -28,7 +32,6 @@ from shapes import (
 from speed import a_tenth
 from torch.profiler import ProfilerActivity, profile
 
-from expunge.cli import quiet
 from expunge.collect import Counting, collect_inputs
 from expunge.edit import applied
 from expunge.models import Prompter
@@ -105,7 +108,6 @@ def main():
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--out", type=Path, default=HERE / "gpu.json")
     chosen = parser.parse_args()
-    quiet()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, processor = build(chosen.shape, device, getattr(torch, chosen.dtype))
     sets = questions(chosen.people, chosen.each)

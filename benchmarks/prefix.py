@@ -15,6 +15,10 @@ import statistics
 import time
 from pathlib import Path
 
+from expunge.cli import quiet
+
+quiet()
+
 import numpy as np
 import torch
 from PIL import Image
@@ -27,7 +31,6 @@ from transformers import (
     LlavaProcessor,
 )
 
-from expunge.cli import quiet
 from expunge.collect import collect_inputs, collect_statistics
 from expunge.data import Example
 from expunge.fiction.build import CHAT_TEMPLATE, build_tokenizer
@@ -165,7 +168,6 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=OUT)
     chosen = parser.parse_args()
-    quiet()
     torch.set_num_threads(1)
     about = {
         "pictures": chosen.pictures,

@@ -23,6 +23,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from expunge.cli import quiet
+
+quiet()
+
 import torch
 from safetensors.torch import save_file
 from shapes import (
@@ -41,7 +45,6 @@ from shapes import (
 from torch.multiprocessing import spawn
 from transformers import LlavaForConditionalGeneration
 
-from expunge.cli import quiet
 from expunge.collect import Counting, collect_inputs, collect_statistics
 from expunge.data import CONDITIONS, Suite
 from expunge.edit import apply
@@ -122,7 +125,6 @@ def work(shape, feed):
 def _peak(_, number, path):
     """Write the peak of collecting beyond what is held after bare forward passes."""
     torch.set_num_threads(1)
-    quiet()
     model, processor = load(checkpoint("vanilla"))
     prompter, rows = Prompter(processor), suite().sets["retain"]
     sites = [s for s in find_sites(model) if not s.dead]
@@ -253,7 +255,6 @@ def end(chosen):
 def _share(rank, number, folder, chosen):
     """What one process does: its share of the batches, timed from when all are ready."""
     torch.set_num_threads(1)
-    quiet()
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/{number}", rank=rank, world_size=number
     )
@@ -305,7 +306,6 @@ def main():
     parser.add_argument("--scratch", default=None, help="folder for what `save` writes")
     parser.add_argument("--out", type=Path, default=OUT)
     chosen = parser.parse_args()
-    quiet()
     for name in chosen.parts or PARTS:
         if name not in PARTS:
             parser.error(f"there is no part {name}, expected some of {', '.join(PARTS)}")
