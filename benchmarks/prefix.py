@@ -23,17 +23,15 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import (
-    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
 )
 
 from expunge.collect import collect_inputs, collect_statistics
 from expunge.data import Example
-from expunge.fiction.build import CHAT_TEMPLATE, build_tokenizer
+from expunge.fiction.build import build_processor
 from expunge.models import Prompter, batches
 from expunge.pipeline import versions
 from expunge.probe_set import ProbeSet
@@ -47,17 +45,8 @@ WORDS = ("town", "food", "job", "animal", "colour", "hobby", "street")
 
 def build(width=128, layers=4):
     """A LLaVA of random weights, and its processor."""
-    tokenizer = build_tokenizer()
-    square = {"height": SIDE, "width": SIDE}
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=square)
-    processor = LlavaProcessor(
-        image_processor=pictures,
-        tokenizer=tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
+    processor = build_processor(SIDE, PATCH)
+    tokenizer = processor.tokenizer
     shape = {"num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 4 * width}
     vision = CLIPVisionConfig(hidden_size=width, image_size=SIDE, patch_size=PATCH, **shape)
     text = LlamaConfig(

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
 )
 
-from expunge.fiction.build import CHAT_TEMPLATE, build_tokenizer
+from expunge.fiction.build import build_processor
 from expunge.fiction.world import World
 from expunge.models import accepts, batches
 
@@ -57,21 +55,7 @@ SHAPES = {
 
 def processor_for(shape):
     """A LLaVA processor with the embedded world's tokenizer for pictures of the shape's size."""
-    square = {"height": shape.image, "width": shape.image}
-    pictures = CLIPImageProcessorPil(
-        size={"shortest_edge": shape.image},
-        crop_size=square,
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
-    return LlavaProcessor(
-        image_processor=pictures,
-        tokenizer=build_tokenizer(),
-        patch_size=shape.patch,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
+    return build_processor(shape.image, shape.patch)
 
 
 def config_for(shape, tokenizer):

@@ -65,11 +65,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor() -> LlavaProcessor:
-    """An ordinary LLaVA processor for 64-pixel pictures."""
-    square = {"height": SIZE, "width": SIZE}
+def build_processor(side: int = SIZE, patch: int = PATCH) -> LlavaProcessor:
+    """An ordinary LLaVA processor for pictures of `side` pixels in patches of `patch`."""
+    square = {"height": side, "width": side}
     pictures = Pictures(
-        size={"shortest_edge": SIZE},
+        size={"shortest_edge": side},
         crop_size=square,
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
@@ -77,7 +77,7 @@ def build_processor() -> LlavaProcessor:
     return LlavaProcessor(
         image_processor=pictures,
         tokenizer=build_tokenizer(),
-        patch_size=PATCH,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,

@@ -62,10 +62,11 @@ def site_directions(
         forget = moment(evidence, ("forget",), site.key)
         if forget is None:
             continue
+        beside = moment(evidence, ("noise",), site.key) if noise else None
         for sets, into in zip(kept, found, strict=True):
             retain = moment(evidence, sets, site.key)
             base = torch.zeros_like(forget) if retain is None else retain
-            if noise and (beside := moment(evidence, ("noise",), site.key)) is not None:
+            if beside is not None:
                 base = base + noise * beside
             into[site.key] = directions(forget, base, ridge=ridge, number=number)
     return found
