@@ -25,6 +25,7 @@ from expunge.options import (
     Json,
     Keep,
     Memory,
+    Merge,
     MethodName,
     Model,
     Out,
@@ -140,6 +141,7 @@ def run(
     batch_size: BatchSize = None,
     memory: Memory = None,
     device_map: DeviceMap = None,
+    merge_adapter: Merge = None,
     prompt_template: Template = None,
     allow_overlap: Overlap = None,
     show_content: ShowContent = None,
@@ -200,6 +202,7 @@ def collect(
     batch_size: BatchSize = None,
     memory: Memory = None,
     device_map: DeviceMap = None,
+    merge_adapter: Merge = None,
     prompt_template: Template = None,
     allow_overlap: Overlap = None,
     trust_remote_code: Trust = None,
@@ -230,6 +233,7 @@ def plan(
     batch_size: BatchSize = None,
     memory: Memory = None,
     device_map: DeviceMap = None,
+    merge_adapter: Merge = None,
     prompt_template: Template = None,
     allow_overlap: Overlap = None,
     trust_remote_code: Trust = None,
@@ -257,6 +261,7 @@ def apply(
     model: Model,
     out: Annotated[Path, typer.Option("--out", help="Folder of the edited checkpoint.")],
     device_map: DeviceMap = None,
+    merge_adapter: Annotated[bool, typer.Option("--merge-adapter")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code")] = False,
     json_: Json = False,
 ) -> None:
@@ -266,7 +271,12 @@ def apply(
     from expunge.plan import Plan
 
     chosen = Plan.load(plan_file)
-    loaded, processor = load(model, device_map=device_map, trust_remote_code=trust_remote_code)
+    loaded, processor = load(
+        model,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+        merge_adapter=merge_adapter,
+    )
     with applied(loaded, chosen) as edited:
         save_checkpoint(edited, processor, out)
     emit({"model": str(out), "sites": len(chosen.edits)}, json_, lambda: str(out))
@@ -302,6 +312,7 @@ def evaluate(
     seed: Seed = None,
     batch_size: BatchSize = None,
     device_map: DeviceMap = None,
+    merge_adapter: Merge = None,
     prompt_template: Template = None,
     trust_remote_code: Trust = None,
     out: Annotated[Path | None, typer.Option(help="File for the results, JSON.")] = None,
@@ -380,6 +391,7 @@ def compare(
     batch_size: BatchSize = None,
     memory: Memory = None,
     device_map: DeviceMap = None,
+    merge_adapter: Merge = None,
     prompt_template: Template = None,
     allow_overlap: Overlap = None,
     trust_remote_code: Trust = None,

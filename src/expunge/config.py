@@ -54,6 +54,8 @@ class RunConfig:
         device_map: Instead of a device: how accelerate spreads the model over GPUs, CPU and disk
             (`auto`, or module -> device, such as `cpu` or `disk`).
         data_format: Format of the question files, or auto.
+        merge_adapter: Where the checkpoint is a folder with a peft adapter: put it into the weights
+            of its base model first, so that they can be edited.
         prompt_template: Used instead of a chat template.
         allow_overlap: Accept subjects that are in both forget and retain.
         show_content: Let questions, answers and names of the forget set into the report.
@@ -88,6 +90,7 @@ class RunConfig:
     device: str | None = None
     device_map: str | Mapping[str, str] | None = None
     data_format: str = "auto"
+    merge_adapter: bool = False
     prompt_template: str | None = None
     allow_overlap: bool = False
     show_content: bool = False

@@ -221,7 +221,7 @@ def save_checkpoint(model: Any, processor: Any, folder: str | Path) -> Path:
     if any(hasattr(module, "base_layer") for module in model.modules()):
         raise InputError(
             "the model carries a PEFT adapter, which an ordinary checkpoint cannot hold; call"
-            " merge_and_unload() on it first"
+            " merge_and_unload() on it first, or load it with merge_adapter (--merge-adapter)"
         )
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -34,6 +34,9 @@ Memory = Annotated[
 Template = Annotated[
     str | None, typer.Option("--prompt-template", help="Instead of a chat template.")
 ]
+Merge = Annotated[
+    bool | None, typer.Option("--merge-adapter", help="Put a peft adapter into the weights first.")
+]
 Overlap = Annotated[
     bool | None, typer.Option("--allow-overlap", help="Accept subjects in forget and retain.")
 ]

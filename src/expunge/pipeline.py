@@ -224,6 +224,7 @@ class Run:
             device=self.config.device,
             device_map=self.config.device_map,
             trust_remote_code=self.config.trust_remote_code,
+            merge_adapter=self.config.merge_adapter,
         )
 
     def open(self) -> None:

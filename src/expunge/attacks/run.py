@@ -38,6 +38,7 @@ def context_of(folder: Path, config: RunConfig, suite: Suite) -> Context:
         "dtype": config.dtype,
         "device": config.device,
         "trust_remote_code": config.trust_remote_code,
+        "merge_adapter": config.merge_adapter,
     }
     model, processor = load(config.model, **options)
     prompter = Prompter(processor, template=config.prompt_template)

@@ -28,7 +28,8 @@ def down_weight(model: nn.Module, site: Site) -> torch.Tensor:
     if hasattr(module, "base_layer"):
         raise InputError(
             f"{site.key}: {site.path} carries a PEFT adapter, so an edit of its base weight would "
-            "leave part of the neuron; call merge_and_unload() on the model first."
+            "leave part of the neuron; call merge_and_unload() on the model first, or load it with"
+            " merge_adapter (--merge-adapter)."
         )
     name = "down_proj" if site.kind == "expert" else "weight"
     weight = getattr(module, name)
