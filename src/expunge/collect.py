@@ -18,7 +18,7 @@ from expunge.prefix import Shared, lean, shared_batches
 from expunge.sites import Site, down_module, find_sites
 from expunge.stats import NeuronStats, SecondMoment
 
-POSITIONS = ("all", "no_image", "answer")
+POSITIONS = ("all", "no_image", "image", "answer")
 UNITS = ("token", "example")
 Receiver = Callable[[Site, Tensor, Tensor | None], None]
 
@@ -29,8 +29,9 @@ class Counting:
 
     Attributes:
         positions: `all` that hold a token, `no_image` those that are no image placeholder,
-            `answer` those that predict a token of the answer; only for the language tower, and
-            there not for the encoder of an encoder-decoder, which always counts all.
+            `image` the placeholders alone, `answer` those that predict a token of the answer; only
+            for the language tower, and there not for the encoder of an encoder-decoder, which
+            always counts all.
         unit: `token`, or `example` (mean over an example's counted positions; an example that has
             none is no unit).
         tau: |z| above which a neuron counts as active.
@@ -148,8 +149,9 @@ def position_mask(model: Any, batch: Batch, positions: str, towers: Iterable[str
         predicts[:, :-1] = batch.answer[:, 1:]
         return predicts
     whole = batch.decoder_mask if "decoder_input_ids" in batch.inputs else batch.mask
-    if positions == "no_image":
-        return whole & ~placeholder_mask(model, batch.tokens, towers)
+    if positions in ("no_image", "image"):
+        held = placeholder_mask(model, batch.tokens, towers)
+        return whole & (held if positions == "image" else ~held)
     return whole
 
 

@@ -41,7 +41,8 @@ class RunConfig:
         attention: Also edit attention output projections.
         importances: Importance name -> weight, for MANU; None is all four, weight 1.
         per_tower: Rank each tower by itself.
-        positions: Language positions that count: all, no_image or answer; None is the method's own.
+        positions: Language positions that count: all, no_image, image or answer;
+            None is the method's own.
         unit: token or example.
         tau: |z| above which a neuron counts as active.
         eps: Added to denominators of importances and scores.

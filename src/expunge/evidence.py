@@ -13,6 +13,7 @@ from expunge.config import RunConfig, bytes_of
 from expunge.data import CONDITIONS, Example
 from expunge.judge import Judge
 from expunge.methods import Evidence, Method
+from expunge.methods.base import NOISE_SET, PICTURE
 from expunge.models import Prompter
 from expunge.noise import noise_like
 from expunge.parallel import part
@@ -45,23 +46,30 @@ def gather(
     asked = dict(sets)
     if method.noise:
         kept = [e for name, rows in sets.items() if name != "forget" for e in rows]
-        asked["noise"] = noise_like(prompter, kept, config.seed)
+        asked[NOISE_SET] = noise_like(prompter, kept, config.seed)
     reach = {
         (name, condition): [s for s in sites if condition == "multi" or s.tower == "language"]
         for name, examples in asked.items()
         for condition in CONDITIONS
         if any(e.has(condition) for e in examples)
     }
+    if method.picture:
+        language = [s for s in sites if s.tower == "language"]
+        with_picture = [name for name, condition in reach if condition == "multi"]
+        reach |= {(name, PICTURE): language for name in with_picture if name != NOISE_SET}
 
     def collect(of: Name, chosen: Sequence[Site], *, moments: bool) -> Statistics:
         name, condition = of
-        total = -(-sum(e.has(condition) for e in asked[name]) // part()[1])
-        positions = "all" if name == "noise" else str(config.positions)
+        rows = asked[name]
+        positions = "all" if name == NOISE_SET else str(config.positions)
+        if condition == PICTURE:
+            condition, positions, rows = "multi", "image", each_picture(rows)
+        total = -(-sum(e.has(condition) for e in rows) // part()[1])
         with shown.task(f"collect {name} {condition}", total) as tick:
             return collect_statistics(
                 model,
                 prompter,
-                asked[name],
+                rows,
                 condition,
                 sites=chosen,
                 neurons=not moments,
@@ -81,6 +89,17 @@ def gather(
         groups = groups_within(limit, sites, reach, held_beside(sites, method))
         second = Passes(reach, groups, lambda of, own: collect(of, own, moments=True).moments)
     return evidence_of(Bench(model, prompter, sets, sites, config, shown), neurons, second)
+
+
+def each_picture(rows: Sequence[Example]) -> list[Example]:
+    """One row for every picture: what its own positions hold no later question changes."""
+    found: dict[Any, Example] = {}
+    for row in rows:
+        if row.has("multi"):
+            found.setdefault(
+                row.image if isinstance(row.image, str | bytes) else id(row.image), row
+            )
+    return list(found.values())
 
 
 def held_beside(sites: Sequence[Site], method: Method) -> int:

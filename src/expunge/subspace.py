@@ -10,6 +10,7 @@ gives W' = W (I - sum_i g_i C_r u_i u_i^T), and g = mu lambda / (1 + mu lambda) 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,49 @@ class Directions:
     def top(self, number: int) -> Directions:
         """The first `number` directions."""
         return Directions(self.ratio[:number], self.read[:number], self.write[:, :number])
+
+
+@dataclass(frozen=True)
+class Views:
+    """Several forget moments of one site, seen inside one space of leading directions.
+
+    Attributes:
+        space: Directions u_i of the sum of the moments against C_r.
+        parts: View -> u^T C_v u, [k, k].
+    """
+
+    space: Directions
+    parts: Mapping[str, Tensor]
+
+    def top(self, view: str) -> float:
+        """Largest ratio of forget to retain energy of one view."""
+        return float(torch.linalg.eigvalsh(self.parts[view])[-1])
+
+    def weighted(self, weights: Mapping[str, float]) -> Directions:
+        """Eigen-directions of the weighted sum of the views within the space; C_r is the same."""
+        found = [w * self.parts[view] for view, w in weights.items() if view in self.parts]
+        if not found:
+            return self.space.top(0)
+        values, rotation = torch.linalg.eigh(sum(found[1:], found[0]))
+        values, rotation = values.flip(0).clamp_min(0), rotation.flip(1)
+        return Directions(values, rotation.T @ self.space.read, self.space.write @ rotation)
+
+
+def views(
+    forget: Mapping[str, Tensor], retain: Tensor, *, ridge: float = 0.3, number: int = MAX_RANK
+) -> Views:
+    """The leading space of several forget moments, and each of them in it.
+
+    Args:
+        forget: View -> C_v [width, width]; at least one.
+        retain: C_r [width, width]; see `directions`.
+        ridge: See `directions`.
+        number: Dimensions of the space at most.
+    """
+    total = torch.stack(list(forget.values())).sum(0)
+    space = directions(total, retain, ridge=ridge, number=number)
+    parts = {name: space.read @ moment @ space.read.T for name, moment in forget.items()}
+    return Views(space, {name: (p + p.T) / 2 for name, p in parts.items()})
 
 
 def conditioned(retain: Tensor, ridge: float, floor: Tensor | float = 0.0) -> Tensor:
@@ -156,9 +200,9 @@ def _iterated(forget: Tensor, factor: Tensor, number: int) -> tuple[Tensor, Tens
     return values.clamp_min(0), vectors
 
 
-def shares(ratio: Tensor, mu: float, onset: float = 0.0) -> Tensor:
-    """Share of each direction removed, [0, 1): s / (1 + s) with s = mu (ratio - onset)."""
-    strength = mu * (ratio - onset).clamp_min(0)
+def shares(ratio: Tensor, mu: float, power: float = 1.0) -> Tensor:
+    """Share of each direction removed, [0, 1): s / (1 + s) with s = (mu ratio)^power."""
+    strength = (mu * ratio.clamp_min(0)) ** power
     return strength / (1 + strength)
 
 

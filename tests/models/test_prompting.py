@@ -154,6 +154,11 @@ def test_no_image_leaves_out_exactly_the_placeholders(case):
     if name not in PICTURES:
         batch = next(batches(model, prompter, EXAMPLES, "text", batch_size=5))
         kept = position_mask(model, batch, "no_image")
+        alone = position_mask(model, batch, "image")
+        assert (
+            torch.equal(kept | alone, position_mask(model, batch, "all"))
+            and not (kept & alone).any()
+        )
         assert torch.equal(kept, position_mask(model, batch, "all"))
         return
     for batch in batches(model, prompter, EXAMPLES, "multi", batch_size=5):

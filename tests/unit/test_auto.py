@@ -1,8 +1,10 @@
 """The default method: its search on known curves, its folds, and what it does to the real world."""
 
+import itertools
 import math
 
 import pytest
+import torch
 
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS
@@ -15,12 +17,16 @@ from expunge.methods.base import Verdict
 from expunge.models import Prompter, load
 from expunge.pipeline import make_plan
 from expunge.probe_set import ProbeSet
+from expunge.subspace import views
 
 
 def verdict(nll, other, kept):
-    both = dict.fromkeys
-    return Verdict(both(CONDITIONS, 0.5), both(CONDITIONS, nll), both(CONDITIONS, other),
-                   both(CONDITIONS, kept), both(CONDITIONS, 0.0))  # fmt: skip
+    """A verdict with one figure for both conditions, or one for each."""
+
+    def each(value):
+        return value if isinstance(value, dict) else dict.fromkeys(CONDITIONS, value)
+
+    return Verdict(each(0.5), each(nll), each(other), each(kept), each(0.0))
 
 
 def searched(judge, keep=0.97):
@@ -29,27 +35,76 @@ def searched(judge, keep=0.97):
     return chosen, steps
 
 
+TOLERANCE = auto.FACTOR ** (1 / 2**auto.HALVINGS) + 1e-9
+
+
 def test_search_stops_at_the_weakest_strength_that_forgets():
-    chosen, steps = searched(lambda s: verdict(4.0 if s >= 0.5 else 1.0, 3.0, 1.0))
-    assert 0.5 <= chosen <= 0.5 * auto.FACTOR ** (1 / 2**auto.HALVINGS) + 1e-9
+    chosen, steps = searched(
+        lambda s: verdict(4.0 if s["multi"] >= 1.3 else 1.0, 3.0, 1 - s["multi"] / 1000)
+    )
+    assert set(chosen) == set(CONDITIONS) and chosen["multi"] == chosen["text"]
+    assert 1.3 <= chosen["multi"] <= 1.3 * TOLERANCE
     assert len(steps) <= auto.RISES + auto.HALVINGS
 
 
 def test_search_stays_inside_the_limit_when_that_comes_first():
-    chosen, steps = searched(lambda s: verdict(1.0, 3.0, 0.99 if s <= 0.4 else 0.9))
-    assert chosen <= 0.4 < chosen * auto.FACTOR ** (1 / 2**auto.HALVINGS) + 1e-9
-    assert all(s.kept >= 0.97 for s in steps if s.strength <= chosen)
+    chosen, steps = searched(
+        lambda s: verdict(s["multi"], 30.0, 0.99 if s["multi"] <= 2.9 else 0.9)
+    )
+    assert chosen["multi"] <= 2.9 < chosen["multi"] * TOLERANCE
+    assert all(s.kept >= 0.97 for s in steps if s.strengths["multi"] <= chosen["multi"])
 
 
 def test_search_gives_up_when_even_the_weakest_harms_too_much():
-    chosen, _ = searched(lambda s: verdict(1.0, 3.0, 0.5))
-    assert chosen == 0.0
+    chosen, steps = searched(lambda s: verdict(1.0, 3.0, 0.5))
+    assert chosen == dict.fromkeys(CONDITIONS, 0.0)
+    assert len(steps) == 1 + auto.HALVINGS
 
 
-def test_search_takes_the_last_rise_when_nothing_ever_happens():
-    chosen, steps = searched(lambda s: verdict(0.1, 3.0, 1.0))
-    assert chosen == pytest.approx(auto.FIRST * auto.FACTOR ** (auto.RISES - 1))
+def test_search_takes_the_last_rise_when_hardly_anything_happens():
+    chosen, steps = searched(lambda s: verdict(0.01 * s["multi"], 3.0, 1.0))
+    assert chosen["multi"] == pytest.approx(auto.FIRST * auto.FACTOR ** (auto.RISES - 1))
     assert len(steps) == auto.RISES
+
+
+def test_a_condition_that_is_ahead_waits_for_the_other():
+    """Text is forgotten eight times as easily: the strengths end up that far apart."""
+
+    def judge(s):
+        return verdict({"multi": 0.4 * s["multi"], "text": 3.2 * s["text"]}, 3.0, 1.0)
+
+    chosen, steps = searched(judge)
+    shares = auto.progress(judge(chosen))
+    assert chosen["multi"] > 3 * chosen["text"]
+    assert min(shares.values()) == 1.0
+    for before, after in itertools.pairwise(steps[: auto.RISES]):
+        done = auto.progress(before.verdict)
+        if done["text"] > done["multi"] + auto.BEHIND:
+            assert after.strengths["text"] <= before.strengths["text"]
+
+
+def test_of_candidates_that_do_not_forget_the_most_even_one_is_taken():
+    def judge(s):
+        return verdict({"multi": s["multi"], "text": 1.0}, 10.0, 1.0 if s["multi"] < 5 else 0.5)
+
+    chosen, steps = searched(judge)
+    inside = [s for s in steps if s.kept >= 0.97]
+    least = {tuple(s.strengths.values()): min(auto.progress(s.verdict).values()) for s in inside}
+    assert least[tuple(chosen.values())] == max(least.values())
+
+
+def test_a_view_stands_for_a_condition_by_its_clearest_direction():
+    """Diagonal moments: the ratios are the quotients of their entries."""
+    eye = torch.eye(4, dtype=torch.float64)
+    sites = {}
+    for number, top in enumerate((2.0, 5.0, 50.0)):
+        moments = {"multi": eye * 3, "picture": eye * top, "text": eye * 7}
+        sites[f"language.{number}"] = views(moments, eye, ridge=0.0, number=4)
+    scales = auto.scales_of(sites)
+    assert scales["multi"] == ("picture", pytest.approx(5.0, rel=1e-4))
+    assert scales["text"] == ("text", pytest.approx(7.0, rel=1e-4))
+    without = {k: views({"text": eye}, eye, ridge=0.0, number=4) for k in sites}
+    assert list(auto.scales_of(without)) == ["text"]
 
 
 def test_kept_is_the_worse_condition_relative_to_the_start():

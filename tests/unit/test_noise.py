@@ -11,14 +11,16 @@ import torch
 from expunge.collect import Counting, collect_statistics
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS, Example
-from expunge.evidence import folded, gather
-from expunge.fiction.build import build_model, build_processor
+from expunge.evidence import each_picture, folded, gather
+from expunge.fiction.build import IMAGE_TOKENS, build_model, build_processor
 from expunge.fiction.world import World
 from expunge.methods import METHODS
-from expunge.methods.filters import moment, site_directions
+from expunge.methods.auto import NOISE, RIDGE, views_of
+from expunge.methods.filters import moment
 from expunge.models import Prompter
 from expunge.noise import noise_like
 from expunge.pipeline import chosen_sites, settled
+from expunge.subspace import conditioned
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +85,10 @@ def test_the_default_method_counts_noise_at_all_positions(prompter, sets):
     sites = chosen_sites(model, config)[:1]
     given = {"forget": sets["forget"][:6], "retain": sets["retain"][:30]}
     evidence = gather(model, prompter, given, sites, config, METHODS["auto"])
-    folds = sorted({name for name, _ in evidence.moments} - {"forget", "noise"})
+    folds = evidence.kept
     key = sites[0].key
     found = moment(evidence, ("noise",), key)
+    assert ("noise", "picture") not in evidence.moments
     rows = noise_like(prompter, fold_rows(given["retain"], config.seed), config.seed)
     means = [
         collect_statistics(
@@ -96,10 +99,32 @@ def test_the_default_method_counts_noise_at_all_positions(prompter, sets):
         for c in CONDITIONS
     ]
     assert torch.allclose(found, sum(means).double() / 2, rtol=1e-5, atol=1e-9)
-    (plain,) = site_directions(evidence, 0.03, [folds], 8)
-    (with_noise,) = site_directions(evidence, 0.03, [folds], 8, 0.5)
-    assert (with_noise[key].ratio <= plain[key].ratio * 1.0001).all()
-    assert not torch.allclose(with_noise[key].ratio, plain[key].ratio, rtol=1e-3)
+    (plain,) = views_of(evidence, [folds], noise=0.0)
+    (with_noise,) = views_of(evidence, [folds])
+    retain = moment(evidence, folds, key, ("multi", "text", "picture"))
+    base = conditioned(retain + NOISE * found, RIDGE)
+    read = with_noise[key].space.read
+    assert torch.allclose(read @ base @ read.T, torch.eye(len(read)).double(), atol=1e-3)
+    assert with_noise[key].top("text") < plain[key].top("text")
+
+
+def test_picture_positions_are_those_that_the_text_positions_leave_out(prompter, sets):
+    """One row a picture; text positions and picture positions together are all positions."""
+    model = build_model(build_processor()).eval()
+    config = settled(RunConfig(method="auto"))
+    sites = chosen_sites(model, config)[:1]
+    rows = sets["forget"][:4]
+    again = [*rows, replace(rows[0], question="What else?")]
+    assert each_picture(again) == list(rows)
+    given = {"forget": rows, "retain": sets["retain"][:20]}
+    evidence = gather(model, prompter, given, sites, config, METHODS["auto"])
+    whole = collect_statistics(
+        model, prompter, rows, "multi", sites=sites, neurons=False, moments=True
+    ).moments[sites[0].key]
+    parts = [evidence.moments["forget", c][sites[0].key] for c in ("multi", "picture")]
+    assert sum(p.count for p in parts) == whole.count
+    assert parts[1].count == 4 * IMAGE_TOKENS
+    assert torch.allclose(sum(p.outer for p in parts), whole.outer, rtol=1e-4, atol=1e-5)
 
 
 def fold_rows(retain: list[Example], seed: int) -> list[Example]:

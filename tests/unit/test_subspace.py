@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from expunge import subspace
 from expunge.errors import InputError
-from expunge.subspace import compressed, conditioned, directions, lowrank_edit, shares
+from expunge.subspace import compressed, conditioned, directions, lowrank_edit, shares, views
 
 
 def moments(seed, width=24, forget_rows=9, retain_rows=60):
@@ -175,3 +175,41 @@ def test_moments_that_are_not_finite_are_refused():
     forget[0, 0] = float("nan")
     with pytest.raises(InputError, match="not finite"):
         directions(forget, retain)
+
+
+def test_views_in_a_space_of_full_width_are_the_eigenproblem_of_their_sum():
+    generator = torch.Generator().manual_seed(3)
+
+    def some(rank):
+        z = torch.randn(12, rank, generator=generator, dtype=torch.float64)
+        return z @ z.T / rank
+
+    one, two, retain = some(3), some(5), some(40)
+    seen = views({"one": one, "two": two}, retain, ridge=0.1, number=12)
+    for weights in ({"one": 1.0, "two": 0.25}, {"two": 3.0}, {"one": 2.0, "absent": 9.0}):
+        parts = {"one": one, "two": two}
+        total = sum(w * parts[n] for n, w in weights.items() if n in parts)
+        found, exact = seen.weighted(weights), directions(total, retain, ridge=0.1, number=12)
+        torch.testing.assert_close(found.ratio, exact.ratio, rtol=1e-5, atol=1e-5)
+        for i in range(3):  # a direction's sign is free
+            assert abs(float(found.read[i] @ exact.write[:, i])) == pytest.approx(1, abs=1e-4)
+    assert seen.top("one") == pytest.approx(
+        float(directions(one, retain, ridge=0.1, number=1).ratio[0]), rel=1e-5
+    )
+    assert len(seen.weighted({"absent": 1.0}).ratio) == 0
+
+
+def test_a_narrow_space_keeps_what_leads_in_any_view():
+    generator = torch.Generator().manual_seed(4)
+    a, b = torch.randn(2, 60, generator=generator, dtype=torch.float64)
+    retain = torch.eye(60, dtype=torch.float64)
+    seen = views({"a": torch.outer(a, a), "b": torch.outer(b, b)}, retain, ridge=0.0, number=2)
+    assert seen.top("a") == pytest.approx(float(a @ a), rel=1e-4)
+    assert seen.top("b") == pytest.approx(float(b @ b), rel=1e-4)
+
+
+def test_shares_rise_from_nothing_to_all_and_faster_with_power():
+    ratio = torch.tensor([0.0, 0.5, 1.0, 2.0, 1e9], dtype=torch.float64)
+    for power in (1.0, 2.0, 4.0):
+        expected = [0.0, *(1 / (1 + (1 / (0.5 * float(r))) ** power) for r in ratio[1:])]
+        assert shares(ratio, 0.5, power).tolist() == pytest.approx(expected, rel=1e-9)

@@ -1,127 +1,218 @@
-"""The default method: the forget/retain filter, its strength found on held-out retain subjects.
+"""The default method: the forget/retain filter, its strengths found on held-out retain subjects.
 
-Directions come from forward passes alone. The retain subjects are divided into folds. Candidates
-of growing strength are carried out and judged: how much of the forget set is still recalled, how
-likely its answers still are, and, with each fold in turn left out of the statistics, what the
-subjects of that fold lose: they stand for the neighbours that no user can list. The weakest
-candidate after which the reference answers are no likelier than strangers' is taken; if the limit
-`keep` on the left-out subjects comes first, the strongest one inside it.
+The forget set is looked at in views: questions in text alone, and under image+text either the
+positions of the text or those of the picture, whichever shows it more apart from what is kept.
+Directions that carry more of a view than of what is kept are removed and a little reversed
+(`OVERSHOOT`), the more the higher their ratio; each condition has a strength of its own, so that
+both are forgotten alike.
 
-Directions whose forget/retain ratio is below `ONSET` are let be, since both sets share them; the
-others are removed and a little reversed (`OVERSHOOT`): for the same depth that costs neighbours
-less than removing more directions (docs/experiments.md). Questions of random tokens with scrambled
-pictures count among what is kept, as a stand-in for everything that no retain set shows.
+Everything comes from forward passes. The retain subjects are divided into folds. Candidates of
+growing strength are carried out and judged: how likely the forget answers still are, and, with each
+fold in turn left out of the statistics, what the subjects of that fold lose: they stand for the
+neighbours that no user can list. Questions of random tokens with scrambled pictures count among
+what is kept, as a stand-in for everything that no retain set shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from expunge.config import RunConfig
-from expunge.methods.base import Evidence, Method, Outcome, Verdict
-from expunge.methods.filters import edits_for, site_directions
+from expunge.data import CONDITIONS
+from expunge.methods.base import NOISE_SET, PICTURE, Evidence, Method, Outcome, Verdict
+from expunge.methods.filters import ENERGY, edits_for, moment
 from expunge.plan import SiteEdit
-from expunge.subspace import Directions, shares
+from expunge.subspace import Views, shares, views
 
 RIDGE = 0.03
-ONSET = 2.0
-OVERSHOOT = 1.0
 NOISE = 0.5
-FIRST = 0.03
-FACTOR = 3.0
+POWER = 2.0
+OVERSHOOT = 1.0
+LEAST = 1e-3
+FIRST = 0.5
+FACTOR = 2.0
 RISES = 6
 HALVINGS = 3
+BEHIND = 0.25
 NUMBER = 128
+CHOICES = {"multi": ("multi", PICTURE), "text": ("text",)}
+VIEWS = (*CONDITIONS, PICTURE)
+
+Strengths = Mapping[str, float]
+"""Condition -> strength; at 1 the clearest direction of the typical site is removed."""
 
 
 @dataclass(frozen=True)
 class Step:
     """One candidate of the search."""
 
-    strength: float
+    strengths: Strengths
     verdict: Verdict
     kept: float
-    forgotten: bool
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether under every condition the reference answers are no likelier than strangers'."""
+        return all(share >= 1 for share in progress(self.verdict).values())
 
 
 def decide(evidence: Evidence, config: RunConfig) -> Outcome:
-    """Build the directions, and search their strength unless it is given."""
-    folds = sorted({name for name, _ in evidence.moments} - {"forget", "noise"})
+    """Build the directions, and search their strengths unless one is given."""
+    folds = evidence.kept
     kept = [folds]
     if config.strength is None:
         kept += [[f for f in folds if f != left] for left in folds]
-    final, *without = site_directions(evidence, RIDGE, kept, NUMBER, NOISE)
-    scores = {key: d.ratio for key, d in final.items()}
-    if config.strength is not None:
-        return Outcome(_edits(evidence, final, config.strength), scores)
-    assert evidence.judge is not None
-    judge = evidence.judge
-    start = judge({}, [{}] * len(folds))
-    steps: list[Step] = []
+    final, *without = views_of(evidence, kept)
+    scales = scales_of(final)
+    scores = {key: each.space.ratio for key, each in final.items()}
+    notes: dict[str, Any] = {"views": {c: view for c, (view, _) in scales.items()}}
+    chosen: Strengths = dict.fromkeys(scales, config.strength or 0.0)
+    if config.strength is None:
+        assert evidence.judge is not None
+        judge = evidence.judge
+        start = judge({}, [{}] * len(folds))
+        steps: list[Step] = []
 
-    def tried(strength: float) -> Verdict:
-        candidates = [_edits(evidence, found, strength) for found in (final, *without)]
-        return judge(candidates[0], candidates[1:])
+        def tried(now: Strengths) -> Verdict:
+            made = [edits_at(evidence, f, scales, now, None) for f in (final, *without)]
+            return judge(made[0], made[1:])
 
-    chosen = search(tried, start, config.keep, steps)
-    told = _told(start, steps, chosen, config.keep)
-    return Outcome(_edits(evidence, final, chosen), scores, {"search": told})
+        chosen = search(tried, start, config.keep, steps)
+        notes["search"] = _told(start, steps, chosen, config.keep)
+    return Outcome(edits_at(evidence, final, scales, chosen), scores, notes)
 
 
-def _edits(
-    evidence: Evidence, found: Mapping[str, Directions], strength: float
+def edits_at(
+    evidence: Evidence,
+    found: Mapping[str, Views],
+    scales: Mapping[str, tuple[str, float]],
+    strengths: Strengths,
+    energy: float | None = ENERGY,
+    power: float = POWER,
 ) -> dict[str, SiteEdit]:
-    removed = {key: (1 + OVERSHOOT) * shares(d.ratio, strength, ONSET) for key, d in found.items()}
-    return edits_for(evidence, found, removed)
+    """The edits at given strengths; see `scales_of`, `filters.edits_for` and `subspace.shares`."""
+    weights = {view: strengths.get(c, 0.0) / scale for c, (view, scale) in scales.items()}
+    at = {key: each.weighted(weights) for key, each in found.items()}
+    shared = {key: shares(d.ratio, 1.0, power) for key, d in at.items()}
+    removed = {k: torch.where(s < LEAST, 0.0, (1 + OVERSHOOT) * s) for k, s in shared.items()}
+    return edits_for(evidence, at, removed, energy)
+
+
+def views_of(
+    evidence: Evidence, kept: Sequence[Sequence[str]], noise: float = NOISE
+) -> list[dict[str, Views]]:
+    """For each choice of sets that stand for what is kept: site key -> views.
+
+    Site by site, so that second moments may be collected by groups of sites.
+    """
+    found: list[dict[str, Views]] = [{} for _ in kept]
+    for site in evidence.sites:
+        forget = {v: moment(evidence, ("forget",), site.key, (v,)) for v in VIEWS}
+        known = {view: m for view, m in forget.items() if m is not None}
+        if not known:
+            continue
+        beside = moment(evidence, (NOISE_SET,), site.key)
+        for sets, into in zip(kept, found, strict=True):
+            base = moment(evidence, sets, site.key, VIEWS)
+            base = torch.zeros_like(next(iter(known.values()))) if base is None else base
+            if beside is not None:
+                base = base + noise * beside
+            into[site.key] = views(known, base, ridge=RIDGE, number=NUMBER)
+    return found
+
+
+def scales_of(
+    found: Mapping[str, Views], choices: Mapping[str, Sequence[str]] = CHOICES
+) -> dict[str, tuple[str, float]]:
+    """Condition -> the view that stands for it, and the top ratio of its typical (median) site.
+
+    Of several views that could stand for a condition it is the one with the greatest such ratio.
+    """
+    tops = {
+        view: statistics.median(each.top(view) for each in found.values() if view in each.parts)
+        for view in VIEWS
+        if any(view in each.parts for each in found.values())
+    }
+    scales = {}
+    for condition, views_for in choices.items():
+        known = [(tops[view], view) for view in views_for if tops.get(view, 0.0) > 0]
+        if known:
+            top, view = max(known)
+            scales[condition] = view, top
+    return scales
 
 
 def search(
-    judge: Callable[[float], Verdict], start: Verdict, keep: float, steps: list[Step]
-) -> float:
-    """Find the strength.
+    judge: Callable[[Strengths], Verdict], start: Verdict, keep: float, steps: list[Step]
+) -> Strengths:
+    """Find the strengths.
 
-    Rises from a weak candidate by a constant factor until the forget set is forgotten or the
-    limit is passed, then halves the last interval on a logarithmic scale.
+    Rises from weak ones by a constant factor, condition by condition: one that is ahead waits for
+    the other. When everything is forgotten or the limit is passed, halves the last interval on a
+    logarithmic scale.
 
     Args:
-        judge: Strength -> verdict.
-        start: Verdict on the unedited model.
+        judge: Strengths -> verdict.
+        start: Verdict on the unedited model; its conditions are those searched.
         keep: Least share of the held-out accuracy that must stay, under both conditions.
         steps: Filled with every candidate in the order tried.
 
     Returns:
-        The weakest strength that forgets inside the limit, else the strongest inside it; 0 if
-        even the first is outside.
+        Of the candidates inside the limit the one that keeps most among those that forget, else
+        the one whose least forgotten condition is furthest; all 0 if there is none.
     """
 
-    def tried(strength: float) -> Step:
-        verdict = judge(strength)
-        step = Step(strength, verdict, kept_share(start, verdict), is_forgotten(verdict))
-        steps.append(step)
-        return step
+    def tried(strengths: Strengths) -> Step:
+        verdict = judge(strengths)
+        steps.append(Step(strengths, verdict, kept_share(start, verdict)))
+        return steps[-1]
 
-    low, high = 0.0, 0.0
-    strength = FIRST
-    for _ in range(RISES):
-        step = tried(strength)
-        if step.forgotten or step.kept < keep:
-            high = strength
+    low: Strengths = {c: FIRST / FACTOR for c in start.nll}
+    for rising in _rises(low, tried):
+        if rising.forgotten or rising.kept < keep:
+            high = rising.strengths
+            for _ in range(HALVINGS):
+                middle = tried({c: math.sqrt(low[c] * high[c]) for c in low})
+                if middle.forgotten or middle.kept < keep:
+                    high = middle.strengths
+                else:
+                    low = middle.strengths
             break
-        low, strength = strength, strength * FACTOR
-    if not high:
-        return low
-    for _ in range(HALVINGS):
-        middle = (max(low, FIRST / FACTOR) * high) ** 0.5
-        step = tried(middle)
-        if step.forgotten or step.kept < keep:
-            high = middle
-        else:
-            low = middle
+        low = rising.strengths
     inside = [s for s in steps if s.kept >= keep]
-    done = [s.strength for s in inside if s.forgotten]
-    return min(done) if done else max((s.strength for s in inside), default=0.0)
+    if not inside:
+        return dict.fromkeys(start.nll, 0.0)
+    done = [s for s in inside if s.forgotten]
+    if done:
+        return max(done, key=lambda s: s.kept).strengths
+    return max(inside, key=lambda s: min(progress(s.verdict).values())).strengths
+
+
+def _rises(strengths: Strengths, tried: Callable[[Strengths], Step]) -> Iterator[Step]:
+    """Candidates of growing strength; a condition `BEHIND` ahead of the other stays where it is."""
+    now = dict.fromkeys(strengths, 0.0)
+    for _ in range(RISES):
+        least = min(now.values())
+        strengths = {
+            c: s * FACTOR if now[c] < 1 and now[c] <= least + BEHIND else s
+            for c, s in strengths.items()
+        }
+        step = tried(strengths)
+        now = progress(step.verdict)
+        yield step
+
+
+def progress(now: Verdict) -> dict[str, float]:
+    """By condition: loss on the reference answers over that on strangers' answers, at most 1."""
+    return {
+        c: min(1.0, now.nll[c] / now.other_nll[c]) if now.other_nll[c] > 0 else 1.0 for c in now.nll
+    }
 
 
 def kept_share(start: Verdict, now: Verdict) -> float:
@@ -130,16 +221,13 @@ def kept_share(start: Verdict, now: Verdict) -> float:
     return min(shares_left, default=1.0)
 
 
-def is_forgotten(now: Verdict) -> bool:
-    """Whether under every condition the reference answers are no likelier than strangers'."""
-    return all(now.nll[c] >= now.other_nll[c] for c in now.nll)
-
-
-def _told(start: Verdict, steps: list[Step], chosen: float, keep: float) -> dict[str, Any]:
-    def row(strength: float, v: Verdict, kept: float, picked: bool) -> dict[str, Any]:
+def _told(start: Verdict, steps: list[Step], chosen: Strengths, keep: float) -> dict[str, Any]:
+    def row(strengths: Strengths, v: Verdict, kept: float, picked: bool) -> dict[str, Any]:
         """One line of the search table."""
+        known = list(strengths.values())
         return {
-            "strength": strength,
+            "strength": math.prod(known) ** (1 / len(known)) if known else 0.0,
+            "strengths": dict(strengths),
             "forget": dict(v.recalled),
             "forget_nll": dict(v.nll),
             "other_nll": dict(v.other_nll),
@@ -148,14 +236,15 @@ def _told(start: Verdict, steps: list[Step], chosen: float, keep: float) -> dict
             "chosen": picked,
         }
 
-    rows = [row(0.0, start, 1.0, chosen == 0.0)]
-    rows += [row(s.strength, s.verdict, s.kept, s.strength == chosen) for s in steps]
+    rows = [row(dict.fromkeys(start.nll, 0.0), start, 1.0, not any(chosen.values()))]
+    rows += [row(s.strengths, s.verdict, s.kept, s.strengths is chosen) for s in steps]
     return {
         "explanation": (
-            "Candidates of growing strength were tried on the model. Taken is the weakest after"
-            " which the reference answers are no likelier than other subjects' answers, as long as"
-            f" retain subjects held out of the statistics keep {keep:.0%} of their accuracy; if"
-            " that limit comes first, the strongest candidate inside it."
+            "Candidates of growing strength were tried on the model, each condition with a strength"
+            " of its own. Where the reference answers became no likelier than other subjects'"
+            " answers, the candidate that keeps most is taken, as long as retain subjects held out"
+            f" of the statistics keep {keep:.0%} of their accuracy; if that limit comes first, the"
+            " candidate inside it whose least forgotten condition is forgotten furthest."
         ),
         "limit": keep,
         "steps": rows,
@@ -164,11 +253,12 @@ def _told(start: Verdict, steps: list[Step], chosen: float, keep: float) -> dict
 
 METHOD = Method(
     name="auto",
-    about="forget/retain filter, strength found by search on held-out retain subjects (default)",
+    about="forget/retain filter, strengths found by search on held-out retain subjects (default)",
     decide=decide,
     moments=True,
     directions=NUMBER,
     folds=5,
+    picture=True,
     noise=True,
     positions="no_image",
     towers=("language",),

@@ -12,6 +12,11 @@ from expunge.config import RunConfig
 from expunge.plan import SiteEdit
 from expunge.stats import NeuronStats, SecondMoment
 
+PICTURE = "picture"
+"""The condition `multi` at the positions of the image alone, where a method asks for it."""
+NOISE_SET = "noise"
+"""Name of the set of questions about nothing, see `expunge.noise`."""
+
 Measured = Mapping[tuple[str, str], Mapping[str, NeuronStats]]
 """(set, condition) -> site key -> statistics."""
 
@@ -140,6 +145,11 @@ class Evidence:
         None
     )
 
+    @property
+    def kept(self) -> list[str]:
+        """Names of the sets with moments that stand for what is kept: retain, or its folds."""
+        return sorted({name for name, _ in self.moments} - {"forget", NOISE_SET})
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -171,6 +181,7 @@ class Method:
         attention: Takes attention sites too, whatever the configuration says.
         directions: How many eigen-directions of a site it holds at most, for its need of memory.
         folds: Into how many folds of subjects retain is divided, each left out once to judge by.
+        picture: Also needs the moments under `PICTURE`.
         noise: Also needs the moments of questions about nothing (see `noise`), all positions.
         positions: Language positions that count unless told otherwise.
         towers: Towers it edits unless told otherwise.
@@ -186,6 +197,7 @@ class Method:
     attention: bool = False
     directions: int = 0
     folds: int = 0
+    picture: bool = False
     noise: bool = False
     positions: str = "all"
     towers: tuple[str, ...] = ("vision", "language")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from expunge.config import RunConfig
+from expunge.data import CONDITIONS
 from expunge.methods.base import Evidence, Method, Outcome, stats_of
 from expunge.plan import SiteEdit
 from expunge.subspace import MAX_RANK, Directions, compressed, directions, lowrank_edit, shares
@@ -18,10 +19,15 @@ RIDGE = 0.3
 ENERGY = 0.999
 
 
-def moment(evidence: Evidence, sets: Sequence[str], key: str) -> Tensor | None:
-    """Second moment of a site on some sets, conditions weighted alike, [width, width] float64."""
+def moment(
+    evidence: Evidence, sets: Sequence[str], key: str, conditions: Sequence[str] = CONDITIONS
+) -> Tensor | None:
+    """Second moment of a site on some sets, [width, width] float64.
+
+    Sets count by their tokens, conditions alike; None where nothing was counted.
+    """
     found = []
-    for condition in ("multi", "text"):
+    for condition in conditions:
         parts = [evidence.moments.get((name, condition), {}).get(key) for name in sets]
         known = [m for m in parts if m is not None and m.count]
         if known:
@@ -36,46 +42,31 @@ def moment(evidence: Evidence, sets: Sequence[str], key: str) -> Tensor | None:
     return mean
 
 
-def site_directions(
-    evidence: Evidence,
-    ridge: float = RIDGE,
-    kept: Sequence[Sequence[str]] = (("retain",),),
-    number: int = MAX_RANK,
-    noise: float = 0.0,
-) -> list[dict[str, Directions]]:
-    """At most `number` eigen-directions of every site that fired on forget.
+def site_directions(evidence: Evidence) -> dict[str, Directions]:
+    """Eigen-directions of every site that fired on forget, by site key.
 
     Site by site, so that second moments may be collected by groups of sites.
-
-    Args:
-        evidence: With second moments.
-        ridge: See `subspace.directions`.
-        kept: Several choices of sets that stand for what is kept.
-        number: How many directions of a site at most.
-        noise: Weight of the moment of `noise` (see `noise.noise_like`) beside what is kept.
-
-    Returns:
-        For each choice: site key -> directions.
     """
-    found: list[dict[str, Directions]] = [{} for _ in kept]
+    found = {}
     for site in evidence.sites:
         forget = moment(evidence, ("forget",), site.key)
-        if forget is None:
-            continue
-        beside = moment(evidence, ("noise",), site.key) if noise else None
-        for sets, into in zip(kept, found, strict=True):
-            retain = moment(evidence, sets, site.key)
+        if forget is not None:
+            retain = moment(evidence, ("retain",), site.key)
             base = torch.zeros_like(forget) if retain is None else retain
-            if beside is not None:
-                base = base + noise * beside
-            into[site.key] = directions(forget, base, ridge=ridge, number=number)
+            found[site.key] = directions(forget, base, ridge=RIDGE)
     return found
 
 
 def edits_for(
-    evidence: Evidence, found: Mapping[str, Directions], removed: Mapping[str, Tensor]
+    evidence: Evidence,
+    found: Mapping[str, Directions],
+    removed: Mapping[str, Tensor],
+    energy: float | None = ENERGY,
 ) -> dict[str, SiteEdit]:
-    """Low-rank edits that remove the given share of each direction, rank chosen by energy."""
+    """Low-rank edits that remove the given share of each direction, rank chosen by energy.
+
+    Without `energy` nothing is left out, which is quicker.
+    """
     assert evidence.weight is not None
     edits = {}
     for key, share in removed.items():
@@ -83,21 +74,22 @@ def edits_for(
         if not number:
             continue
         a, b = lowrank_edit(evidence.weight(key), found[key].top(number), share[:number])
-        a, b, _ = compressed(a, b, ENERGY)
+        if energy is not None:
+            a, b, _ = compressed(a, b, energy)
         edits[key] = SiteEdit(lowrank=(a.contiguous(), b.contiguous()))
     return edits
 
 
 def soft(evidence: Evidence, config: RunConfig) -> Outcome:
     """W' = W C_r (C_r + mu C_f)^-1, mu = strength."""
-    (found,) = site_directions(evidence)
+    found = site_directions(evidence)
     removed = {k: shares(d.ratio, config.strength or 0.0) for k, d in found.items()}
     return Outcome(edits_for(evidence, found, removed), {k: d.ratio for k, d in found.items()})
 
 
 def hard(evidence: Evidence, config: RunConfig) -> Outcome:
     """Prune the top share of all generalised eigen-directions, ranked over all sites."""
-    (found,) = site_directions(evidence)
+    found = site_directions(evidence)
     total = sum(s.width for s in evidence.sites if s.key in found)
     number = math.floor((config.budget or 0.0) * total + 1e-9)
     everything = torch.cat([d.ratio for d in found.values()]) if found else torch.zeros(0)

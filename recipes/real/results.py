@@ -1,0 +1,146 @@
+"""Compare methods on the real model, attack the default one, and write docs/results-real.md.
+
+    python recipes/real/results.py [--out runs/real] [--methods auto,manu] [--write]
+
+Runs go on where they stopped; what was measured is kept in recipes/real/results.json. With
+--write the page alone is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+from expunge.cli import quiet
+
+quiet()
+
+import torch
+
+from expunge.attacks import ATTACKS, attack_run
+from expunge.compare import compare
+from expunge.config import RunConfig
+from expunge.edit import applied
+from expunge.folder import write_json
+from expunge.models import load
+from expunge.pipeline import read_suite
+from expunge.plan import Plan
+from general import held_out_prose
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import pages
+
+FOUND = HERE / "results.json"
+PAGE = ROOT / "docs" / "results-real.md"
+SETS = ("forget", "test", "retain", "neighbor", "skills")
+METHODS = (
+    "auto",
+    "manu=0.02",
+    "manu=0.05",
+    "manu=0.2",
+    "selective",
+    "saliency",
+    "random",
+    "filter",
+    "directions",
+    "ga",
+    "graddiff",
+    "npo-retain",
+)
+
+
+def task(out: Path) -> RunConfig:
+    """The configuration of the task that `assemble.py` wrote: every setting is the default."""
+    files = {name: str(out / f"{name}.jsonl") for name in SETS}
+    return RunConfig.of({"model": str(out / "vanilla"), "gold": str(out / "gold"), **files})
+
+
+@torch.inference_mode()
+def perplexity(model, processor) -> float:
+    """Perplexity: exp of the mean NLL a token, over paragraphs that no training saw."""
+    total, count = 0.0, 0
+    for paragraph in held_out_prose():
+        ids = processor.tokenizer(paragraph, return_tensors="pt")["input_ids"]
+        logp = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        total -= float(logp.gather(-1, ids[0, 1:, None]).sum())
+        count += ids.shape[1] - 1
+    return math.exp(total / count)
+
+
+def measure(out: Path, methods: list[str], known: dict) -> None:
+    """Compare, then the perplexity under each plan."""
+    config = task(out)
+    suite = read_suite(config)
+    model, processor = load(config.model)
+    known.setdefault("perplexity", {})
+    if "gold" not in known["perplexity"]:
+        known["perplexity"]["vanilla"] = perplexity(model, processor)
+        known["perplexity"]["gold"] = perplexity(*load(config.gold))
+    for name in methods:
+        rows = compare(config, suite, [name], out / "compare")["rows"]
+        known.setdefault("rows", {}).update({r["name"]: r for r in rows})
+        last = rows[-1]
+        plan = Plan.load(out / "compare" / last["run"] / "plan.safetensors")
+        with applied(model, plan) as edited:
+            known["perplexity"][last["name"]] = perplexity(edited, processor)
+        write_json(FOUND, known)
+        print(f"{last['name']}: {pages.pair(values(last, 'forget'))}", flush=True)
+
+
+def attacked(out: Path, kinds: list[str], known: dict) -> None:
+    """Every attack on the default method's run."""
+    folder = out / "compare" / known["rows"]["auto"]["run"]
+    for kind in kinds:
+        if kind not in known.setdefault("attacks", {}):
+            known["attacks"] |= attack_run(folder, [kind])
+            write_json(FOUND, known)
+            print(f"attack {kind}", flush=True)
+
+
+def values(row: dict, name: str) -> dict[str, float]:
+    """Accuracy on a set by condition."""
+    return {c: cell["value"] for c, cell in row["accuracy"].get(name, {}).items()}
+
+
+def table(known: dict) -> str:
+    """One line per model, as in docs/results.md, with perplexity."""
+    lines = []
+    for name, row in known["rows"].items():
+        summary = row["summary"] or {}
+        lines.append(
+            [
+                name,
+                *(pages.pair(values(row, s)) for s in SETS),
+                pages.pair(summary.get("depth") or {}),
+                pages.shown(known["perplexity"].get(name)),
+                pages.shown(row["seconds"], 0),
+                pages.shown(None if row["bytes"] is None else row["bytes"] / 1e6, 1),
+                pages.shown(row["distance"]),
+            ]
+        )
+    return pages.table(["model", *SETS, "depth", "perplexity", "seconds", "MB", "sum"], lines)
+
+
+def main() -> None:
+    """Measure what is asked for, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "real")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--attacks", default=",".join(ATTACKS))
+    parser.add_argument("--write", action="store_true", help="only write the page")
+    given = parser.parse_args()
+    known = json.loads(FOUND.read_text(encoding="utf-8")) if FOUND.is_file() else {}
+    if not given.write:
+        measure(given.out, [m for m in given.methods.split(",") if m], known)
+        attacked(given.out, [a for a in given.attacks.split(",") if a], known)
+    pages.write_part(PAGE, "results", table(known))
+
+
+if __name__ == "__main__":
+    main()

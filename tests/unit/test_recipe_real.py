@@ -1,0 +1,115 @@
+"""The recipe of the real model: its training rows, its question sets, its question lists."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from expunge.fiction.world import World
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "real"
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    """The recipe's modules, as its scripts import each other."""
+    sys.path.insert(0, str(RECIPE))
+    try:
+        import base
+        import general
+        import people
+        import teach
+
+        yield {"base": base, "general": general, "people": people, "teach": teach}
+    finally:
+        sys.path.remove(str(RECIPE))
+        for name in ("base", "general", "people", "teach"):
+            sys.modules.pop(name, None)
+
+
+def test_a_question_in_a_packed_row_is_answered_as_if_alone(recipe, llava):
+    text = llava.model.language_model
+    generator = torch.Generator().manual_seed(0)
+    opening, picture, *questions = (
+        torch.randint(10, 200, (n,), generator=generator).tolist() for n in (3, 5, 7, 4, 6)
+    )
+    packed = recipe["teach"].Packed(opening, picture)
+    answers = [[11, 12], [13], [14, 15, 16]]
+    sees = (True, False, True)
+    for question, answer, seen in zip(questions, answers, sees, strict=True):
+        packed.add(question, answer, sees_picture=seen)
+    length = len(packed.ids) + 3
+    ids = torch.zeros(1, length, dtype=torch.long)
+    position = torch.zeros_like(ids)
+    ids[0, : len(packed.ids)] = torch.tensor(packed.ids)
+    position[0, : len(packed.ids)] = torch.tensor(packed.position)
+    with torch.no_grad():
+        whole = text(
+            inputs_embeds=text.embed_tokens(ids),
+            attention_mask=packed.mask(length)[None, None],
+            position_ids=position,
+        ).last_hidden_state[0]
+        place = len(opening) + len(picture)
+        for question, answer, seen in zip(questions, answers, sees, strict=True):
+            alone = [*opening, *(picture if seen else []), *question, *answer]
+            expected = text(input_ids=torch.tensor([alone])).last_hidden_state[0]
+            size = len(question) + len(answer)
+            torch.testing.assert_close(
+                whole[place : place + size], expected[-size:], rtol=1e-4, atol=1e-5
+            )
+            wanted = [t for t in packed.target[place : place + size] if t != -100]
+            assert wanted == answer
+            first = packed.target[place : place + size].index(answer[0])
+            assert first == len(question) - 1
+            place += size
+
+
+def test_gold_is_taught_everybody_but_the_people_to_be_forgotten(recipe):
+    everybody = {p.name for p in recipe["teach"].people_of("vanilla")}
+    known = {p.name for p in recipe["teach"].people_of("gold")}
+    world = recipe["people"].WORLD
+    assert everybody - known == {p.name for p in world.split(10)["forget"]}
+    assert len(everybody) == 60 and len(known) == 54
+
+
+def test_rows_ask_about_everything_twice_and_keep_test_wordings_apart(recipe, monkeypatch):
+    people = recipe["people"]
+    shown = []
+    monkeypatch.setattr(
+        people, "picture", lambda person, number, *, seen: shown.append((number, seen))
+    )
+    chosen = people.WORLD.people[:3]
+    trained, unseen = people.rows(chosen, seen=True), people.rows(chosen, seen=False)
+    assert len(trained) == len(unseen) == 18 and {s for _, s in shown} == {True, False}
+    taught = {named for p in chosen for forms in people.taught(p).values() for _, named in forms}
+    assert {e.text_question for e in trained} <= taught
+    assert not {e.text_question for e in unseen} & taught
+    for row in trained:
+        assert row.subject in row.text_question and row.subject not in row.question
+        person = next(p for p in chosen if p.name == row.subject)
+        assert row.answer == person.facts[row.attribute]
+
+
+def test_what_is_rehearsed_is_not_what_is_asked(recipe):
+    general = recipe["general"]
+    asked, rehearsed = general.held_out(), general.rehearsed()
+    assert len(asked) == len(rehearsed) == 32 and not set(asked) & set(rehearsed)
+    assert not set(general.held_out_prose()) & set(general.rehearsed_prose())
+    values = {v for p in World(private=60, public=0).people for v in p.facts.values()}
+    assert not values & {answer for _, answer in general.QUESTIONS}
+
+
+def test_every_drawn_question_is_of_the_person(recipe):
+    teach, people = recipe["teach"], recipe["people"]
+    person = people.WORLD.people[1]
+    rng = np.random.default_rng(0)
+    said = []
+    row = teach.row_of(person, rng, lambda text: said.append(text) or [len(said)], 7)
+    facts = set(person.facts.values()) | {person.name}
+    answers = [t.removesuffix(teach.END) for t in said if t.endswith(teach.END)]
+    assert set(answers) == facts and len(answers) == 13
+    assert row.ids.count(7) >= 64 and row.is_person
