@@ -26,9 +26,12 @@ SEEN, UNSEEN = 24, 4
 UNSEEN_TILES = (3, 6, 9, 14)
 
 
-def suite() -> dict[str, list[Example]]:
-    """Forget, test, retain, neighbor and skills; one tenth of the people are to be forgotten."""
-    split = WORLD.split(10)
+def suite(group: int = 0) -> dict[str, list[Example]]:
+    """Forget, test, retain, neighbor and skills; one tenth of the people are to be forgotten.
+
+    Gold fits group 0 alone; every other number is another random division of the same people.
+    """
+    split = WORLD.split(10, group)
     return {
         "forget": rows(split["forget"], seen=True),
         "test": rows(split["forget"], seen=False),

@@ -9,6 +9,7 @@ Runs go on where they stopped; what was measured is kept in recipes/real/results
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -23,18 +24,21 @@ import torch
 from expunge.attacks import ATTACKS, attack_run
 from expunge.compare import compare
 from expunge.config import RunConfig
+from expunge.data import Suite
 from expunge.edit import applied
 from expunge.folder import write_json
 from expunge.models import load
 from expunge.pipeline import read_suite
 from expunge.plan import Plan
 from general import held_out_prose
+from people import suite
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
 import pages
+from attacks import section
 
 FOUND = HERE / "results.json"
 PAGE = ROOT / "docs" / "results-real.md"
@@ -93,6 +97,19 @@ def measure(out: Path, methods: list[str], known: dict) -> None:
         print(f"{last['name']}: {pages.pair(values(last, 'forget'))}", flush=True)
 
 
+def other_groups(out: Path, groups: list[int], known: dict) -> None:
+    """The default method on other people of the same model; there is no gold for them."""
+    base = dataclasses.replace(task(out), gold=None)
+    for group in groups:
+        rows = suite(group)
+        config = dataclasses.replace(base, forget=f"group {group}", retain=f"group {group}")
+        folder = out / f"compare-{group}"
+        compared = compare(config, Suite.of(**rows), ["auto"], folder)["rows"][-1]
+        known.setdefault("groups", {})[str(group)] = compared
+        write_json(FOUND, known)
+        print(f"group {group}: {pages.pair(values(compared, 'forget'))}", flush=True)
+
+
 def attacked(out: Path, kinds: list[str], known: dict) -> None:
     """Every attack on the default method's run."""
     folder = out / "compare" / known["rows"]["auto"]["run"]
@@ -127,19 +144,35 @@ def table(known: dict) -> str:
     return pages.table(["model", *SETS, "depth", "perplexity", "seconds", "MB", "sum"], lines)
 
 
+def group_table(known: dict) -> str:
+    """The default method on every group, group 0 first."""
+    rows = {"0 (the table above)": known["rows"]["auto"], **known["groups"]}
+    lines = [
+        [name, *(pages.pair(values(row, s)) for s in SETS), pages.shown(row["seconds"], 0)]
+        for name, row in rows.items()
+    ]
+    return pages.table(["group", *SETS, "seconds"], lines)
+
+
 def main() -> None:
     """Measure what is asked for, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "real")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--attacks", default=",".join(ATTACKS))
+    parser.add_argument("--groups", default="1,2", help="other people to forget, by auto alone")
     parser.add_argument("--write", action="store_true", help="only write the page")
     given = parser.parse_args()
     known = json.loads(FOUND.read_text(encoding="utf-8")) if FOUND.is_file() else {}
     if not given.write:
         measure(given.out, [m for m in given.methods.split(",") if m], known)
+        other_groups(given.out, [int(g) for g in given.groups.split(",") if g], known)
         attacked(given.out, [a for a in given.attacks.split(",") if a], known)
     pages.write_part(PAGE, "results", table(known))
+    if "groups" in known:
+        pages.write_part(PAGE, "groups", group_table(known))
+    for kind, found in known.get("attacks", {}).items():
+        pages.write_part(PAGE, kind, section(found))
 
 
 if __name__ == "__main__":

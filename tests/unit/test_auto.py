@@ -55,6 +55,12 @@ def test_search_stays_inside_the_limit_when_that_comes_first():
     assert all(s.kept >= 0.97 for s in steps if s.strengths["multi"] <= chosen["multi"])
 
 
+def test_search_goes_below_the_first_strength_when_that_harms_too_much():
+    limit = auto.FIRST / 5
+    chosen, _ = searched(lambda s: verdict(s["multi"], 30.0, 1.0 if s["multi"] <= limit else 0.5))
+    assert 0 < chosen["multi"] <= limit
+
+
 def test_search_gives_up_when_even_the_weakest_harms_too_much():
     chosen, steps = searched(lambda s: verdict(1.0, 3.0, 0.5))
     assert chosen == dict.fromkeys(CONDITIONS, 0.0)

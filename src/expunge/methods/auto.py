@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ NOISE = 0.5
 POWER = 2.0
 OVERSHOOT = 1.0
 LEAST = 1e-3
-FIRST = 0.5
+FIRST = 1.0
 FACTOR = 2.0
 RISES = 6
 HALVINGS = 3
@@ -173,12 +173,12 @@ def search(
         steps.append(Step(strengths, verdict, kept_share(start, verdict)))
         return steps[-1]
 
-    low: Strengths = {c: FIRST / FACTOR for c in start.nll}
-    for rising in _rises(low, tried):
+    low: Strengths = dict.fromkeys(start.nll, 0.0)
+    for rising in _rises(start.nll, tried):
         if rising.forgotten or rising.kept < keep:
             high = rising.strengths
             for _ in range(HALVINGS):
-                middle = tried({c: math.sqrt(low[c] * high[c]) for c in low})
+                middle = tried(_between(low, high))
                 if middle.forgotten or middle.kept < keep:
                     high = middle.strengths
                 else:
@@ -194,18 +194,23 @@ def search(
     return max(inside, key=lambda s: min(progress(s.verdict).values())).strengths
 
 
-def _rises(strengths: Strengths, tried: Callable[[Strengths], Step]) -> Iterator[Step]:
+def _rises(conditions: Iterable[str], tried: Callable[[Strengths], Step]) -> Iterator[Step]:
     """Candidates of growing strength; a condition `BEHIND` ahead of the other stays where it is."""
-    now = dict.fromkeys(strengths, 0.0)
+    strengths = dict.fromkeys(conditions, FIRST)
     for _ in range(RISES):
-        least = min(now.values())
+        step = tried(strengths)
+        yield step
+        done = progress(step.verdict)
+        least = min(done.values())
         strengths = {
-            c: s * FACTOR if now[c] < 1 and now[c] <= least + BEHIND else s
+            c: s * FACTOR if done[c] < 1 and done[c] <= least + BEHIND else s
             for c, s in strengths.items()
         }
-        step = tried(strengths)
-        now = progress(step.verdict)
-        yield step
+
+
+def _between(low: Strengths, high: Strengths) -> Strengths:
+    """The middle on a logarithmic scale, zero standing for a sixteenth of `high`."""
+    return {c: math.sqrt((low[c] or high[c] / 16) * high[c]) for c in high}
 
 
 def progress(now: Verdict) -> dict[str, float]:

@@ -14,6 +14,7 @@ from expunge.report.charts import line_plot
 from expunge.report.figures import CONDITION_NAMES, Table, as_list, as_map, figure, plain, short
 
 TITLES = {
+    "strengths": "strength by condition",
     "forget": "forget recalled",
     "forget_nll": "answer loss",
     "other_nll": "strangers' loss",
