@@ -104,7 +104,8 @@ def each_picture(rows: Sequence[Example]) -> list[Example]:
 
 def held_beside(sites: Sequence[Site], method: Method) -> int:
     """Bytes that a method holds beside second moments: its solver's, its directions and edits."""
-    solver = max(workspace(s.width) for s in sites)
+    apart = 3 if method.picture else 0  # forget moments that are looked at one by one
+    solver = max(workspace(s.width) + apart * 8 * s.width**2 for s in sites)
     each = sum(3 * 8 * s.width * min(method.directions, s.width) for s in sites)
     return solver + (method.folds + 1) * each
 

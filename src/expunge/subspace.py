@@ -79,7 +79,9 @@ def views(
         ridge: See `directions`.
         number: Dimensions of the space at most.
     """
-    total = torch.stack(list(forget.values())).sum(0)
+    total = torch.zeros_like(retain)
+    for moment in forget.values():
+        total += moment
     space = directions(total, retain, ridge=ridge, number=number)
     parts = {name: space.read @ moment @ space.read.T for name, moment in forget.items()}
     return Views(space, {name: (p + p.T) / 2 for name, p in parts.items()})

@@ -113,18 +113,26 @@ def views_of(
     """
     found: list[dict[str, Views]] = [{} for _ in kept]
     for site in evidence.sites:
-        forget = {v: moment(evidence, ("forget",), site.key, (v,)) for v in VIEWS}
-        known = {view: m for view, m in forget.items() if m is not None}
-        if not known:
-            continue
-        beside = moment(evidence, (NOISE_SET,), site.key)
-        for sets, into in zip(kept, found, strict=True):
-            base = moment(evidence, sets, site.key, VIEWS)
-            base = torch.zeros_like(next(iter(known.values()))) if base is None else base
-            if beside is not None:
-                base = base + noise * beside
-            into[site.key] = views(known, base, ridge=RIDGE, number=NUMBER)
+        for into, each in zip(found, _views_at(evidence, site.key, kept, noise), strict=False):
+            into[site.key] = each
     return found
+
+
+def _views_at(
+    evidence: Evidence, key: str, kept: Sequence[Sequence[str]], noise: float
+) -> Iterator[Views]:
+    """The views of one site for each choice, none if it never fired on forget."""
+    forget = {v: moment(evidence, ("forget",), key, (v,)) for v in VIEWS}
+    known = {view: m for view, m in forget.items() if m is not None}
+    if not known:
+        return
+    beside = moment(evidence, (NOISE_SET,), key)
+    for sets in kept:
+        base = moment(evidence, sets, key, VIEWS)
+        base = torch.zeros_like(next(iter(known.values()))) if base is None else base
+        if beside is not None:
+            base.add_(beside, alpha=noise)
+        yield views(known, base, ridge=RIDGE, number=NUMBER)
 
 
 def scales_of(
