@@ -141,7 +141,23 @@ def table(known: dict) -> str:
                 pages.shown(row["distance"]),
             ]
         )
-    return pages.table(["model", *SETS, "depth", "perplexity", "seconds", "MB", "sum"], lines)
+    told = (
+        f"## Methods\n\n`python recipes/real/results.py`. {pages.measured_with()} Accuracy with"
+        " picture / in text alone; depth, seconds (collect and plan, one busy core) and sum as in"
+        " docs/results.md, which has no `real` set here."
+    )
+    head = ["model", *SETS, "depth", "perplexity", "seconds", "MB", "sum"]
+    return "\n\n".join([told, pages.table(head, lines), intervals(known)])
+
+
+def intervals(known: dict) -> str:
+    """95 % intervals over people of every cell."""
+
+    def ends(cells: dict) -> str:
+        return " / ".join(f"{v['low']:.2f}-{v['high']:.2f}" for v in cells.values())
+
+    lines = [[n, *(ends(r["accuracy"][s]) for s in SETS)] for n, r in known["rows"].items()]
+    return "95 % intervals, bootstrap over people:\n\n" + pages.table(["model", *SETS], lines)
 
 
 def group_table(known: dict) -> str:
@@ -151,7 +167,8 @@ def group_table(known: dict) -> str:
         [name, *(pages.pair(values(row, s)) for s in SETS), pages.shown(row["seconds"], 0)]
         for name, row in rows.items()
     ]
-    return pages.table(["group", *SETS, "seconds"], lines)
+    head = "## The default method on other people of the same model"
+    return f"{head}\n\n{pages.table(['group', *SETS, 'seconds'], lines)}"
 
 
 def main() -> None:
