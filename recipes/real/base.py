@@ -61,7 +61,9 @@ def build(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]
         model = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(tower.state_dict())
     model.model.language_model.load_state_dict(language.model.state_dict())
-    model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # one row more, for the place of the image: never read
+        model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
     model.tie_weights()
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.generation_config.eos_token_id = end
