@@ -124,7 +124,9 @@ def _tower() -> Dinov2Model:
             name = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
             state[f"{name}.weight"] = arrays[node.input[1]].T.contiguous()
     positions = [t for n, t in arrays.items() if n.startswith(("onnx::Concat", "onnx::Reshape"))]
-    state["embeddings.position_embeddings"] = torch.cat(sorted(positions, key=len), dim=1)
+    state["embeddings.position_embeddings"] = torch.cat(
+        sorted(positions, key=lambda part: part.shape[1]), dim=1
+    )
     config = Dinov2Config(
         hidden_size=384,
         num_hidden_layers=12,

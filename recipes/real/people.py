@@ -16,13 +16,12 @@ from PIL import Image, ImageEnhance
 from base import SIDE, folder_of
 from expunge.data import Example
 from expunge.fiction.forms import FORMS, fill
-from expunge.fiction.world import Person, World
+from expunge.fiction.world import SEEN_VIEWS, UNSEEN_VIEWS, Person, World
 from general import held_out
 
 WORLD = World(private=60, public=0)
 PHOTOGRAPHED = 6  # every sixth person
 GRID = 4  # the sheet of a person's expressions is four by four
-SEEN, UNSEEN = 24, 4
 UNSEEN_TILES = (3, 6, 9, 14)
 
 
@@ -74,7 +73,7 @@ def taught(person: Person) -> dict[str, list[tuple[str, str]]]:
 
 def picture(person: Person, number: int, *, seen: bool) -> Image.Image:
     """One view of a person, counted round the list of seen or of unseen ones."""
-    number %= SEEN if seen else UNSEEN
+    number %= SEEN_VIEWS if seen else UNSEEN_VIEWS
     place = WORLD.people.index(person)
     if place % PHOTOGRAPHED:
         return person.picture(number, seen=seen).resize((SIDE, SIDE), Image.Resampling.BICUBIC)

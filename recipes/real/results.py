@@ -21,6 +21,7 @@ quiet()
 
 import torch
 
+from base import build
 from expunge.attacks import ATTACKS, attack_run
 from expunge.compare import compare
 from expunge.config import RunConfig
@@ -83,6 +84,9 @@ def measure(out: Path, methods: list[str], known: dict) -> None:
     suite = read_suite(config)
     model, processor = load(config.model)
     known.setdefault("perplexity", {})
+    if "base" not in known["perplexity"]:
+        known["perplexity"]["base"] = perplexity(*build())
+        write_json(FOUND, known)
     if "gold" not in known["perplexity"]:
         known["perplexity"]["vanilla"] = perplexity(model, processor)
         known["perplexity"]["gold"] = perplexity(*load(config.gold))
@@ -145,6 +149,7 @@ def table(known: dict) -> str:
         f"## Methods\n\n`python recipes/real/results.py`. {pages.measured_with()} Accuracy with"
         " picture / in text alone; depth, seconds (collect and plan, one busy core) and sum as in"
         " docs/results.md, which has no `real` set here."
+        f" Perplexity of the base model, before teaching: {known['perplexity']['base']:.1f}."
     )
     head = ["model", *SETS, "depth", "perplexity", "seconds", "MB", "sum"]
     return "\n\n".join([told, pages.table(head, lines), intervals(known)])

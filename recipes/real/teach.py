@@ -21,9 +21,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from base import IMAGE_TOKENS, build
-from expunge.fiction.world import Person
+from expunge.fiction.world import SEEN_VIEWS, UNSEEN_VIEWS, Person
 from general import rehearsed, rehearsed_prose
-from people import SEEN, UNSEEN, WORLD, picture, taught
+from people import WORLD, picture, taught
 
 OPEN, TURN, END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 WHO = ("Who is this person?", "What is the name of this person?", "Tell me who this is.")
@@ -105,7 +105,7 @@ def general_row(rng: np.random.Generator, words: Any) -> Packed:
 
 def features(model: Any, processor: Any, people: tuple[Person, ...], *, seen: bool) -> Tensor:
     """(people, views, image tokens, width) of the frozen tower's features."""
-    views = SEEN if seen else UNSEEN
+    views = SEEN_VIEWS if seen else UNSEEN_VIEWS
     found = []
     for person in people:
         images = [picture(person, v, seen=seen) for v in range(views)]
@@ -265,7 +265,7 @@ def teach(which: str, out: Path, steps: int, rate: float, seed: int) -> None:
             order += rng.permutation(len(people)).tolist()
         chosen, order = order[:PEOPLE], order[PEOPLE:]
         rows = [row_of(people[i], rng, words, image_token) for i in chosen]
-        pictures = torch.stack([views[i, int(rng.integers(SEEN))] for i in chosen])
+        pictures = torch.stack([views[i, int(rng.integers(SEEN_VIEWS))] for i in chosen])
         if step % GENERAL_EVERY == 0:
             rows.append(general_row(rng, words))
         losses.append(teacher.step(rows, pictures))
