@@ -287,12 +287,13 @@ def undo(
     checkpoint: Annotated[Path, typer.Argument(help="Edited checkpoint, as written by apply.")],
     model: Annotated[str, typer.Option("--model", help="The base checkpoint.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the restored checkpoint.")],
+    merge_adapter: Annotated[bool, typer.Option("--merge-adapter")] = False,
     json_: Json = False,
 ) -> None:
     """Restore the weights that a plan changed; refuses if anything else differs."""
     from expunge.edit import restore
 
-    restore(checkpoint, model, out)
+    restore(checkpoint, model, out, merge_adapter=merge_adapter)
     emit({"model": str(out)}, json_, lambda: str(out))
 
 

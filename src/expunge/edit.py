@@ -253,15 +253,21 @@ def _write_weights(model: Any, folder: Path) -> None:
 
 
 @torch.no_grad()
-def restore(checkpoint: str | Path, base: str | Path, folder: str | Path) -> Path:
+def restore(checkpoint: str | Path, base: str | Path, folder: str | Path, **options: Any) -> Path:
     """Write `checkpoint` with the weights that a plan can change taken back from `base`.
+
+    Args:
+        checkpoint: The edited checkpoint.
+        base: What it was made from.
+        folder: Where to write.
+        options: How `base` was loaded for the edit, see `models.load`.
 
     Raises:
         InputError: The two differ anywhere else, so `base` is not what was edited.
     """
     from expunge.models import load
 
-    (edited, processor), (original, _) = load(checkpoint), load(base)
+    (edited, processor), (original, _) = load(checkpoint), load(base, **options)
     ours, theirs = dict(edited.named_parameters()), dict(original.named_parameters())
     sites = find_sites(original, attention=True)
     editable = {down_weight(original, s).data_ptr() for s in sites}

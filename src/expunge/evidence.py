@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from expunge.parallel import part
 from expunge.passes import Name, Passes, groups_within
 from expunge.progress import Progress
 from expunge.sites import Site, down_weight
+from expunge.stats import NeuronStats, SecondMoment
 from expunge.subspace import workspace
 
 
@@ -47,48 +49,74 @@ def gather(
     if method.noise:
         kept = [e for name, rows in sets.items() if name != "forget" for e in rows]
         asked[NOISE_SET] = noise_like(prompter, kept, config.seed)
+    reach = reach_of(asked, sites, method)
+    collector = _Collector(model, prompter, asked, config, shown)
+    neurons: dict[Name, Any] = {}
+    second: Mapping[Name, Any] = {}
+    if method.neurons:
+        neurons = {of: collector.neurons(of, own) for of, own in reach.items()}
+    if method.moments:
+        limit = None if config.memory is None else bytes_of(config.memory)
+        groups = groups_within(limit, sites, reach, held_beside(sites, method))
+        second = Passes(reach, groups, collector.moments)
+    return evidence_of(Bench(model, prompter, sets, sites, config, shown), neurons, second)
+
+
+def reach_of(
+    asked: Mapping[str, Sequence[Example]], sites: Sequence[Site], method: Method
+) -> dict[Name, list[Site]]:
+    """(set, condition) -> the sites it reaches, for what a method needs of the sets asked."""
+    language = [s for s in sites if s.tower == "language"]
     reach = {
-        (name, condition): [s for s in sites if condition == "multi" or s.tower == "language"]
+        (name, condition): list(sites) if condition == "multi" else language
         for name, examples in asked.items()
         for condition in CONDITIONS
         if any(e.has(condition) for e in examples)
     }
     if method.picture:
-        language = [s for s in sites if s.tower == "language"]
-        with_picture = [name for name, condition in reach if condition == "multi"]
-        reach |= {(name, PICTURE): language for name in with_picture if name != NOISE_SET}
+        pictured = [name for name, condition in reach if condition == "multi"]
+        reach |= {(name, PICTURE): language for name in pictured if name != NOISE_SET}
+    return reach
 
-    def collect(of: Name, chosen: Sequence[Site], *, moments: bool) -> Statistics:
+
+@dataclass(frozen=True)
+class _Collector:
+    """Runs a set under a condition and sums what its activations are at some sites."""
+
+    model: Any
+    prompter: Prompter
+    asked: Mapping[str, Sequence[Example]]
+    config: RunConfig
+    shown: Progress
+
+    def neurons(self, of: Name, sites: Sequence[Site]) -> dict[str, NeuronStats]:
+        """Neuron statistics by site key."""
+        return self._run(of, sites, neurons=True).neurons
+
+    def moments(self, of: Name, sites: Sequence[Site]) -> dict[str, SecondMoment]:
+        """Second moments by site key."""
+        return self._run(of, sites, moments=True).moments
+
+    def _run(self, of: Name, sites: Sequence[Site], **what: bool) -> Statistics:
         name, condition = of
-        rows = asked[name]
-        positions = "all" if name == NOISE_SET else str(config.positions)
+        rows = self.asked[name]
+        positions = "all" if name == NOISE_SET else str(self.config.positions)
         if condition == PICTURE:
             condition, positions, rows = "multi", "image", each_picture(rows)
         total = -(-sum(e.has(condition) for e in rows) // part()[1])
-        with shown.task(f"collect {name} {condition}", total) as tick:
+        with self.shown.task(f"collect {name} {condition}", total) as tick:
             return collect_statistics(
-                model,
-                prompter,
+                self.model,
+                self.prompter,
                 rows,
                 condition,
-                sites=chosen,
-                neurons=not moments,
-                moments=moments,
-                counting=Counting(positions, config.unit, config.tau),
-                batch_size=config.batch_size,
+                sites=sites,
+                counting=Counting(positions, self.config.unit, self.config.tau),
+                batch_size=self.config.batch_size,
                 share=part(),
                 tick=tick,
+                **{"neurons": False, **what},
             )
-
-    neurons: dict[Name, Any] = {}
-    second: Mapping[Name, Any] = {}
-    if method.neurons:
-        neurons = {of: collect(of, own, moments=False).neurons for of, own in reach.items()}
-    if method.moments:
-        limit = None if config.memory is None else bytes_of(config.memory)
-        groups = groups_within(limit, sites, reach, held_beside(sites, method))
-        second = Passes(reach, groups, lambda of, own: collect(of, own, moments=True).moments)
-    return evidence_of(Bench(model, prompter, sets, sites, config, shown), neurons, second)
 
 
 def each_picture(rows: Sequence[Example]) -> list[Example]:

@@ -51,3 +51,10 @@ def test_a_merged_adapter_is_edited_and_saved_whole(task, adapter, tmp_path):
     assert expunge("apply", out / "plan.safetensors", *options).code == 0
     for one, two in zip(edited.parameters(), load(again)[0].parameters(), strict=True):
         assert torch.equal(one, two)
+
+    base = tmp_path / "base"
+    options = ("--model", adapter, "--merge-adapter", "--out", base)
+    said = expunge("undo", again, *options)
+    assert said.code == 0, said.err
+    for one, two in zip(whole.parameters(), load(base)[0].parameters(), strict=True):
+        assert torch.equal(one, two)
