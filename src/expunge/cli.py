@@ -261,7 +261,7 @@ def apply(
     model: Model,
     out: Annotated[Path, typer.Option("--out", help="Folder of the edited checkpoint.")],
     device_map: DeviceMap = None,
-    merge_adapter: Annotated[bool, typer.Option("--merge-adapter")] = False,
+    merge_adapter: Merge = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code")] = False,
     json_: Json = False,
 ) -> None:
@@ -275,7 +275,7 @@ def apply(
         model,
         device_map=device_map,
         trust_remote_code=trust_remote_code,
-        merge_adapter=merge_adapter,
+        merge_adapter=bool(merge_adapter),
     )
     with applied(loaded, chosen) as edited:
         save_checkpoint(edited, processor, out)
@@ -287,13 +287,13 @@ def undo(
     checkpoint: Annotated[Path, typer.Argument(help="Edited checkpoint, as written by apply.")],
     model: Annotated[str, typer.Option("--model", help="The base checkpoint.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the restored checkpoint.")],
-    merge_adapter: Annotated[bool, typer.Option("--merge-adapter")] = False,
+    merge_adapter: Merge = None,
     json_: Json = False,
 ) -> None:
     """Restore the weights that a plan changed; refuses if anything else differs."""
     from expunge.edit import restore
 
-    restore(checkpoint, model, out, merge_adapter=merge_adapter)
+    restore(checkpoint, model, out, merge_adapter=bool(merge_adapter))
     emit({"model": str(out)}, json_, lambda: str(out))
 
 
