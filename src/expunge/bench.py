@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -17,12 +18,13 @@ from expunge.edit import applied
 from expunge.errors import unknown
 from expunge.gradients import collect_attributions
 from expunge.measure import collect_quantile, collect_taps, taps_of
-from expunge.methods.base import Grid, Tuned
+from expunge.methods.base import Fit, Grid, Tokens, Tuned
 from expunge.models import Batch, Prompter, batches
 from expunge.plan import Plan, SiteEdit
 from expunge.progress import Progress
-from expunge.sites import Site
+from expunge.sites import Inner, Site, inner_of, takes_bias
 from expunge.stats import NeuronStats
+from expunge.tokens import collect_tokens
 from expunge.tune import Search
 
 MEASURES = ("neurons", "positive", "gates", "linears", "attributions")
@@ -100,6 +102,53 @@ class Bench:
     def subjects(self, data: str) -> list[str]:
         """See `methods.base.Access.subjects`."""
         return sorted({e.subject for e in self.sets[data]})
+
+    def owners(self, data: str, condition: str) -> list[str]:
+        """See `methods.base.Access.owners`."""
+        return [e.subject for e in self.sets[data] if e.has(condition)]
+
+    def fit(self, key: str) -> Fit | None:
+        """See `methods.base.Access.fit`."""
+        inner = self._inner.get(key)
+        return None if inner is None else Fit(inner.up is not None, takes_bias(self.model, inner))
+
+    def tokens(
+        self,
+        data: str,
+        condition: str,
+        keys: Sequence[str],
+        edits: Mapping[str, SiteEdit] | None = None,
+        *,
+        apart: bool = False,
+        limit: int | None = None,
+    ) -> dict[str, Tokens]:
+        """See `methods.base.Access.tokens`."""
+        places = [(s, self._inner[s.key]) for s in self.sites if s.key in keys]
+        rows = self.sets.get(data, [])
+        total = sum(e.has(condition) for e in rows)
+        if not total:
+            return {}
+        with (
+            self._edited(edits or {}),
+            self.progress.task(f"read {data} {condition}", total) as tick,
+        ):
+            return collect_tokens(
+                self.model,
+                self.prompter,
+                rows,
+                condition,
+                places,
+                apart=apart,
+                limit=limit,
+                batch_size=self.config.batch_size,
+                seed=self.config.seed,
+                tick=tick,
+            )
+
+    @cached_property
+    def _inner(self) -> dict[str, Inner]:
+        found = {s.key: inner_of(self.model, s) for s in self.sites}
+        return {key: inner for key, inner in found.items() if inner is not None}
 
     def _measured(
         self, what: str, rows: Sequence[Example], condition: str

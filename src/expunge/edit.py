@@ -18,8 +18,17 @@ from transformers.utils.hub import cached_file
 
 from expunge.errors import InputError
 from expunge.offload import stored_parameters, whole_state
-from expunge.plan import Plan, SiteEdit
-from expunge.sites import Site, down_module, down_weight, find_sites
+from expunge.plan import Plan, Rewire, SiteEdit
+from expunge.sites import (
+    Site,
+    down_module,
+    down_weight,
+    find_sites,
+    grow_bias,
+    inner_bias,
+    inner_of,
+    inner_weight,
+)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -139,6 +148,8 @@ def _check_fit(model: nn.Module, site: Site, edit: SiteEdit) -> None:
             f"the plan edits neurons {int(touched[0])} to {int(touched[-1])} of {site.key}, which"
             f" has neurons 0 to {site.width - 1}; the plan is damaged"
         )
+    if edit.rewire is not None:
+        _check_rewire(model, site, edit.rewire)
     if edit.steer is not None and site.kind == "expert":
         raise InputError(f"{site.key} is one expert of many: it can be pruned, but not steered")
     if edit.lowrank is not None:
@@ -151,6 +162,24 @@ def _check_fit(model: nn.Module, site: Site, edit: SiteEdit) -> None:
             )
 
 
+def _check_rewire(model: nn.Module, site: Site, new: Rewire) -> None:
+    inner = inner_of(model, site)
+    if inner is None:
+        raise InputError(
+            f"the plan replaces neurons of {site.key}, but how {site.path} gets its input is not"
+            " known here; apply the plan to the model it was made for"
+        )
+    width = inner_weight(model, inner.gate[0], site).shape[1] + 1
+    number, out = len(new.index), down_weight(model, site).shape[0]
+    shapes = [tuple(t.shape) for t in (new.gate, new.up, new.down)]
+    wanted = [(number, width), (number if inner.up else 0, width), (out, number)]
+    if shapes != wanted:
+        raise InputError(
+            f"the plan's new neurons at {site.key} are {shapes}, expected {wanted}; it was made for"
+            " another model or is damaged"
+        )
+
+
 def _edit_site(
     model: nn.Module, site: Site, edit: SiteEdit, undos: list[Callable[[], None]]
 ) -> None:
@@ -158,8 +187,41 @@ def _edit_site(
     if edit.lowrank is not None or edit.prune is not None or edit.scale is not None:
         undos.append(_keeper(model, site, edit))
         _edit_weight(down_weight(model, site), edit)
+    if edit.rewire is not None:
+        _rewire(model, site, edit.rewire, undos)
     if edit.steer is not None:
         undos.append(_steer(down_module(model, site), edit.steer))
+
+
+def _rewire(
+    model: nn.Module, site: Site, new: Rewire, undos: list[Callable[[], None]]
+) -> None:
+    """Put new neurons in the place of old ones."""
+    inner = inner_of(model, site)
+    assert inner is not None
+    if new.biased and any(inner_bias(model, path) is None for path, _ in inner.parts):
+        undos.append(grow_bias(model, inner))
+    for (path, first), rows in zip(inner.parts, (new.gate, new.up), strict=False):
+        places = first + new.index
+        _replace(inner_weight(model, path, site), (places,), rows[:, :-1], undos)
+        bias = inner_bias(model, path)
+        if bias is not None:
+            _replace(bias, (places,), rows[:, -1], undos)
+    _replace(down_weight(model, site), (slice(None), new.index), new.down, undos)
+
+
+def _replace(
+    weight: Tensor, where: tuple[Any, ...], values: Tensor, undos: list[Callable[[], None]]
+) -> None:
+    """Write values into a part of a weight; what puts the old ones back joins `undos` before."""
+    where = tuple(w.to(weight.device) if isinstance(w, Tensor) else w for w in where)
+    original = weight[where].clone()
+
+    def undo() -> None:
+        weight[where] = original
+
+    undos.append(undo)
+    weight[where] = values.to(weight)
 
 
 def _keeper(model: nn.Module, site: Site, edit: SiteEdit) -> Callable[[], None]:
@@ -254,7 +316,7 @@ def _write_weights(model: Any, folder: Path) -> None:
 
 @torch.no_grad()
 def restore(checkpoint: str | Path, base: str | Path, folder: str | Path, **options: Any) -> Path:
-    """Write `checkpoint` with the weights that a plan can change taken back from `base`.
+    """Write `base` again, after making sure that `checkpoint` is an edit of it.
 
     Args:
         checkpoint: The edited checkpoint.
@@ -267,15 +329,25 @@ def restore(checkpoint: str | Path, base: str | Path, folder: str | Path, **opti
     """
     from expunge.models import load
 
-    (edited, processor), (original, _) = load(checkpoint), load(base, **options)
+    (edited, _), (original, processor) = load(checkpoint), load(base, **options)
     ours, theirs = dict(edited.named_parameters()), dict(original.named_parameters())
-    sites = find_sites(original, attention=True)
-    editable = {down_weight(original, s).data_ptr() for s in sites}
+    editable = _editable(original)
     for name, weight in theirs.items():
         if name not in ours or ours[name].shape != weight.shape or ours[name].dtype != weight.dtype:
             raise InputError(f"{checkpoint} was not made from {base}: {name} does not fit")
-        if weight.data_ptr() in editable:
-            ours[name].copy_(weight)
-        elif not torch.equal(ours[name], weight):
+        if weight.data_ptr() not in editable and not torch.equal(ours[name], weight):
             raise InputError(f"{checkpoint} was not made from {base}: {name} differs")
-    return save_checkpoint(edited, processor, folder)
+    return save_checkpoint(original, processor, folder)
+
+
+def _editable(model: nn.Module) -> set[int]:
+    """Addresses of the weights that a plan can change."""
+    found = set()
+    for site in find_sites(model, attention=True):
+        found.add(down_weight(model, site).data_ptr())
+        inner = inner_of(model, site)
+        for path, _ in inner.parts if inner else []:
+            bias = inner_bias(model, path)
+            found.add(inner_weight(model, path, site).data_ptr())
+            found |= set() if bias is None else {bias.data_ptr()}
+    return found

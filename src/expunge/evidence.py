@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from expunge.config import RunConfig, bytes_of
 from expunge.data import CONDITIONS, Example
 from expunge.judge import Judge
 from expunge.methods import Evidence, Method
-from expunge.methods.base import NOISE_SET, PICTURE
+from expunge.methods.base import ASIDE, NOISE_SET, PICTURE
 from expunge.models import Prompter
-from expunge.noise import noise_like
+from expunge.noise import altered_like, noise_like, related_like
 from expunge.parallel import part
 from expunge.passes import Name, Passes, groups_within
 from expunge.progress import Progress
@@ -42,6 +42,8 @@ def gather(
     first run while the method reads them.
     """
     shown = progress or Progress()
+    if method.aside:
+        return _with_aside(Bench(model, prompter, sets, sites, config, shown), method)
     if method.folds:
         parts = folded(sets["retain"], method.folds, config.seed)
         sets = {"forget": sets["forget"], **{n: rows for n, rows in parts.items() if rows}}
@@ -60,6 +62,19 @@ def gather(
         groups = groups_within(limit, sites, reach, held_beside(sites, method))
         second = Passes(reach, groups, collector.moments)
     return evidence_of(Bench(model, prompter, sets, sites, config, shown), neurons, second)
+
+
+def _with_aside(bench: Bench, method: Method) -> Evidence:
+    """Part the retain subjects, and add questions about nothing and about almost nothing."""
+    parts = folded(bench.sets["retain"], round(1 / method.aside), bench.config.seed)
+    aside, *rest = parts.values()
+    kept = [e for rows in rest for e in rows] or aside
+    seed, prompter = bench.config.seed, bench.prompter
+    embeddings = bench.model.get_input_embeddings().weight
+    noise = noise_like(prompter, kept, seed) + altered_like(prompter, kept, seed)
+    noise += related_like(prompter, embeddings, kept, seed)
+    sets = {"forget": bench.sets["forget"], "retain": kept, ASIDE: aside, NOISE_SET: noise}
+    return evidence_of(replace(bench, sets=sets), {}, {})
 
 
 def reach_of(
@@ -161,7 +176,11 @@ def evidence_of(bench: Bench, neurons: Mapping[Any, Any], moments: Mapping[Any, 
     def weight(key: str) -> Any:
         return down_weight(bench.model, by_key[key]).detach()
 
-    folds = [rows for name, rows in bench.sets.items() if name.startswith("retain ") and rows]
+    folds = [
+        rows
+        for name, rows in bench.sets.items()
+        if (name == ASIDE or name.startswith("retain ")) and rows
+    ]
     judge = None
     if folds:
         judge = Judge(

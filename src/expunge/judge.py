@@ -21,6 +21,7 @@ from expunge.sites import Site
 FORGET = 72
 HELD_OUT = 180
 ALTERNATIVES = 1
+FORGOTTEN = ("recalled", "nll", "other_recalled", "other_nll", "likelier")
 
 
 class Judge:
@@ -49,11 +50,13 @@ class Judge:
     ) -> None:
         self.model, self.sites = model, sites
         rng = np.random.default_rng([seed, 5])
-        asked = drawn(forget, FORGET, rng)
+        self.asked = asked = drawn(forget, FORGET, rng)
         others = [e for fold in folds for e in fold]
-        sets = {
-            "forget": asked,
-            "other": [s for e in asked for s in with_other_answers(e, others, rng)],
+        strange = {i: s for i, e in enumerate(asked) if (s := with_other_answers(e, others, rng))}
+        sets = {"forget": asked, "other": [s for each in strange.values() for s in each]}
+        self.paired = {
+            c: _pairs([e.has(c) for e in asked], [(i, len(s)) for i, s in strange.items()])
+            for c in CONDITIONS
         }
         each = math.ceil(HELD_OUT / max(len(folds), 1))
         sets |= {str(i): drawn(fold, each, rng) for i, fold in enumerate(folds)}
@@ -76,25 +79,43 @@ class Judge:
         found = self._run(("forget", "other"), edits)
         for fold, candidate in enumerate(without):
             found |= self._run((str(fold),), candidate)
-
-        def mean(names: Sequence[str], what: str) -> dict[str, float]:
-            answers = {
-                c: torch.cat(
-                    [getattr(found[n, c], what).double() for n in names if (n, c) in found]
-                )
-                for c in CONDITIONS
-                if any((n, c) in found for n in names)
-            }
-            return {c: float(a.mean()) for c, a in answers.items()}
-
         folds = [str(i) for i in range(len(without))]
-        return Verdict(
-            mean(["forget"], "recalled"),
-            mean(["forget"], "nll"),
-            mean(["other"], "nll"),
-            mean(folds, "recalled"),
-            mean(folds, "nll"),
+        kept = {
+            c: [found[n, c] for n in folds if (n, c) in found]
+            for c in CONDITIONS
+            if any((n, c) in found for n in folds)
+        }
+        whole = self._forgotten(found, None)
+        apart = {s: self._forgotten(found, s) for s in sorted({e.subject for e in self.asked})}
+        return replace(
+            whole,
+            held_out={c: _mean([f.recalled for f in each]) for c, each in kept.items()},
+            held_out_nll={c: _mean([f.nll for f in each]) for c, each in kept.items()},
+            apart=apart,
         )
+
+    def _forgotten(self, found: Mapping[tuple[str, str], Forcing], subject: str | None) -> Verdict:
+        """What is left of the forget questions, of one subject or of all."""
+        columns: dict[str, dict[str, float]] = {name: {} for name in FORGOTTEN}
+        for condition, pairs in self.paired.items():
+            own, strange = (found.get((n, condition)) for n in ("forget", "other"))
+            if own is None:
+                continue
+            usable = [e for e in self.asked if e.has(condition)]
+            mine = [i for i, e in enumerate(usable) if subject in (None, e.subject)]
+            theirs = [(i, j) for i, j in pairs if subject in (None, usable[i].subject)]
+            if not mine:
+                continue
+            columns["recalled"][condition] = _mean([own.recalled[mine]])
+            columns["nll"][condition] = _mean([own.nll[mine]])
+            if strange is None or not theirs:
+                continue
+            others = [j for _, j in theirs]
+            columns["other_recalled"][condition] = _mean([strange.recalled[others]])
+            columns["other_nll"][condition] = _mean([strange.nll[others]])
+            apart = strange.nll[others] - own.nll[[i for i, _ in theirs]]
+            columns["likelier"][condition] = float((apart.sign() + 1).mean()) / 2
+        return Verdict(held_out={}, held_out_nll={}, **columns)
 
     def _run(
         self, names: Sequence[str], edits: Mapping[str, SiteEdit]
@@ -105,6 +126,26 @@ class Judge:
                 for key, probes in self.sets.items()
                 if key[0] in names and probes.size
             }
+
+
+def _mean(parts: Sequence[torch.Tensor]) -> float:
+    return float(torch.cat([part.double() for part in parts]).mean())
+
+
+def _pairs(usable: Sequence[bool], strange: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(place of a question, place of a stranger's answer to it) among those that can be asked.
+
+    Args:
+        usable: Whether each question has a form under the condition.
+        strange: (question, number of strangers' answers to it), in order.
+    """
+    place = {i: sum(usable[:i]) for i in range(len(usable)) if usable[i]}
+    pairs, at = [], 0
+    for question, number in strange:
+        if usable[question]:
+            pairs += [(place[question], at + k) for k in range(number)]
+            at += number
+    return pairs
 
 
 def drawn(examples: Sequence[Example], number: int, rng: np.random.Generator) -> list[Example]:

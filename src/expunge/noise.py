@@ -1,16 +1,22 @@
-"""Questions about nothing: random tokens, with scrambled pictures.
+"""Questions about nothing: random tokens, with scrambled pictures; and about almost nothing.
 
 A retain set shows only its own subjects. What a model does on any other input is seen, roughly, on
 input without meaning: directions that are busy there are shared by everything, and a filter that
 counts them among what is kept spares neighbours and skills that no retain set contains.
+
+Nearer to the retain set are its questions with some words put in the place of others, over pictures
+blended of two (`altered_like`), and words that belong together (`related_like`): a list of colours,
+say, which random tokens never are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from expunge.data import Example, load_image
 from expunge.errors import InputError
@@ -18,6 +24,8 @@ from expunge.prompting import Prompter
 
 NUMBER = 256
 TILES = 4
+RUNS = 8
+ALIKE = 16
 
 
 def noise_like(
@@ -33,7 +41,7 @@ def noise_like(
         number: How many questions.
     """
     rng = np.random.default_rng([seed, 17])
-    words = _words(prompter)
+    words = list(_words(prompter).values())
 
     def babble(like: str) -> str:
         count = len(prompter.tokenizer(like, add_special_tokens=False).input_ids)
@@ -56,13 +64,115 @@ def noise_like(
     return [e for e in found if e.question or e.text_question]
 
 
-def _words(prompter: Prompter) -> list[str]:
-    """What each ordinary token says, where it says something by itself."""
+def altered_like(
+    prompter: Prompter, examples: Sequence[Example], seed: int, number: int = NUMBER
+) -> list[Example]:
+    """Make questions of which a part is replaced by random tokens, over blended pictures.
+
+    Args:
+        prompter: Whose tokenizer gives the tokens.
+        examples: What is altered. Every second question keeps no picture.
+        seed: Of the draw.
+        number: How many questions.
+    """
+    rng = np.random.default_rng([seed, 19])
+    tokenizer, words = prompter.tokenizer, list(_words(prompter).values())
+
+    def altered(text: str | None) -> str | None:
+        ids = tokenizer(text, add_special_tokens=False).input_ids if text else []
+        if not ids:
+            return text
+        length = int(rng.integers(1, len(ids) // 2 + 2))
+        begin = int(rng.integers(0, len(ids) - length + 1)) if length <= len(ids) else 0
+        new = rng.integers(len(words), size=int(rng.integers(1, length + 1)))
+        before, after = (tokenizer.decode(part) for part in (ids[:begin], ids[begin + length :]))
+        return f"{before}{''.join(words[i] for i in new)}{after}"
+
+    found = []
+    for count, place in enumerate(rng.integers(len(examples), size=number)):
+        like, other = examples[place], examples[rng.integers(len(examples))]
+        image = _blended(like, other, rng) if count % 2 else None
+        asked = like.question if image is None or rng.random() < 0.5 else altered(like.question)
+        text = altered(like.text_question) if like.has("text") else None
+        question = None if image is None else asked
+        found.append(replace(like, image=image, question=question, text_question=text))
+    return [e for e in found if e.question or e.text_question]
+
+
+def related_like(
+    prompter: Prompter,
+    embeddings: Tensor,
+    examples: Sequence[Example],
+    seed: int,
+    number: int = NUMBER,
+) -> list[Example]:
+    """Make questions of runs of tokens whose embeddings are alike; every second with a picture.
+
+    Args:
+        prompter: Whose tokenizer gives the tokens.
+        embeddings: Input embeddings [vocabulary, width].
+        examples: Where lengths and pictures are drawn from.
+        seed: Of the draw.
+        number: How many questions.
+    """
+    rng = np.random.default_rng([seed, 23])
+    known = {i: w for i, w in _words(prompter).items() if i < len(embeddings)}
+    ids = list(known)
+    if not ids:
+        return []
+    unit = embeddings[ids].detach().float()
+    unit = unit / unit.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    starts = rng.integers(len(ids), size=number * RUNS)
+    alike = (unit[starts] @ unit.T).topk(min(ALIKE, len(ids)), dim=1).indices.cpu().numpy()
+    found = []
+    for count, place in enumerate(rng.integers(len(examples), size=number)):
+        like = examples[place]
+        text = like.text_question or like.question or ""
+        length = max(1, len(prompter.tokenizer(text, add_special_tokens=False).input_ids))
+        runs = [
+            rng.choice(row, size=int(rng.integers(1, 6)))
+            for row in alike[count * RUNS : (count + 1) * RUNS]
+        ]
+        said = [known[ids[i]] for run in runs for i in run][:length]
+        asked = "".join(said).strip() or known[ids[0]].strip()
+        image = like.image if count % 2 and like.has("multi") else None
+        question = None if image is None else asked
+        found.append(replace(like, image=image, question=question, text_question=asked))
+    return found
+
+
+def _blended(one: Example, other: Example, rng: np.random.Generator) -> Image.Image | None:
+    """Two pictures in one: blended, or a part of one laid over the other."""
+    if not (one.has("multi") and other.has("multi")):
+        return None
+    try:
+        pictures = [load_image(e.image) for e in (one, other)]  # type: ignore[arg-type]
+    except InputError:
+        return None
+    if not all(isinstance(p, Image.Image) for p in pictures):
+        return None
+    first = pictures[0].convert("RGB")
+    second = pictures[1].convert("RGB").resize(first.size)
+    if rng.random() < 0.5:
+        return Image.blend(first, second, float(rng.uniform(0.3, 0.7)))
+    width, height = first.size
+    left, top = int(rng.integers(0, width // 2 + 1)), int(rng.integers(0, height // 2 + 1))
+    box = (left, top, left + width // 2, top + height // 2)
+    first.paste(second.crop(box), box)
+    return first
+
+
+def _words(prompter: Prompter) -> dict[int, str]:
+    """What each ordinary token says, where it says something by itself, by token id."""
     tokenizer = prompter.tokenizer
     apart = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    said = [tokenizer.decode([i]) for i in range(len(tokenizer)) if i not in apart]
-    words = [word for word in said if word.strip() and word.isprintable() and "\ufffd" not in word]
-    return words or ["a"]
+    said = {i: tokenizer.decode([i]) for i in range(len(tokenizer)) if i not in apart}
+    words = {
+        i: word
+        for i, word in said.items()
+        if word.strip() and word.isprintable() and "\ufffd" not in word
+    }
+    return words or {0: "a"}
 
 
 def _scrambled(example: Example, rng: np.random.Generator) -> Image.Image | None:

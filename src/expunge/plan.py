@@ -23,29 +23,65 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
+class Rewire:
+    """Neurons given up for new ones: z = act(gate (x, 1)) (up (x, 1)), written out by `down`.
+
+    Attributes:
+        index: Which neurons, sorted int64 [k].
+        gate: Rows into the activation function, the bias last, [k, in + 1].
+        up: Rows of the factor beside it, the bias last, [k, in + 1]; [0, in + 1] for an MLP
+            without one.
+        down: What each new neuron adds at 1, [out, k].
+        pool: Neurons that could be given up, sorted int64, `index` among them: where two plans
+            want the same ones, both move within their pools.
+    """
+
+    index: Tensor
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+    pool: Tensor
+
+    NAMES = {
+        "rewired": "index",
+        "gate": "gate",
+        "up": "up",
+        "down": "down",
+        "pool": "pool",
+    }
+
+    @property
+    def biased(self) -> bool:
+        """Whether any row needs a bias."""
+        return bool(self.gate[:, -1].any()) or bool(self.up[:, -1].any())
+
+
+@dataclass(frozen=True)
 class SiteEdit:
     """Everything that one plan changes at one site.
 
     The edited down projection is W' = (W + A B) diag(s), with s = 0 at pruned and `factors` at
-    scaled neurons; steering acts on activations while the model runs:
-    z := z + add, then z := min(z, 0) at the neurons switched off.
+    scaled neurons; rewired neurons are then replaced whole; steering acts on activations while the
+    model runs: z := z + add, then z := min(z, 0) at the neurons switched off.
 
     Attributes:
         prune: Indices of neurons whose outgoing weights become zero, sorted int64, or None.
         scale: (indices sorted int64, factors) or None.
         lowrank: (A [out, rank], B [rank, width]) or None.
         steer: (indices sorted int64, add [n], off bool [n]) or None.
+        rewire: Neurons replaced whole, or None.
     """
 
     prune: Tensor | None = None
     scale: tuple[Tensor, Tensor] | None = None
     lowrank: tuple[Tensor, Tensor] | None = None
     steer: tuple[Tensor, Tensor, Tensor] | None = None
+    rewire: Rewire | None = None
 
     @property
     def kind(self) -> str:
-        """`prune`, `scale`, `lowrank`, `steer`, or several joined by `+`."""
-        names = ("prune", "scale", "lowrank", "steer")
+        """`prune`, `scale`, `lowrank`, `steer`, `rewire`, or several joined by `+`."""
+        names = ("prune", "scale", "lowrank", "steer", "rewire")
         return "+".join(n for n in names if getattr(self, n) is not None)
 
     @property
@@ -57,8 +93,9 @@ class SiteEdit:
         return int(self.lowrank[1].shape[0])
 
     def neurons(self) -> Tensor:
-        """Sorted indices of the neurons pruned, scaled or steered, int64."""
-        parts = [t for t in (self.prune, *((self.scale or ())[:1]), *((self.steer or ())[:1]))]
+        """Sorted indices of the neurons pruned, scaled, steered or rewired, int64."""
+        parts = [self.prune, *((self.scale or ())[:1]), *((self.steer or ())[:1])]
+        parts += [self.rewire.index] if self.rewire is not None else []
         found = [t for t in parts if t is not None]
         return torch.cat(found).unique() if found else torch.zeros(0, dtype=torch.int64)
 
@@ -74,6 +111,10 @@ class SiteEdit:
         if self.steer is not None:
             named["steered"] = self.steer[0].to(torch.int32)
             named["add"], named["off"] = self.steer[1], self.steer[2].to(torch.uint8)
+        if self.rewire is not None:
+            for name, part in Rewire.NAMES.items():
+                value: Tensor = getattr(self.rewire, part)
+                named[name] = value if value.is_floating_point() else value.to(torch.int32)
         return named
 
     @classmethod
@@ -85,7 +126,12 @@ class SiteEdit:
         steer = None
         if "steered" in named:
             steer = (named["steered"].long(), named["add"], named["off"].bool())
-        return cls(prune, scale, lowrank, steer)
+        rewire = None
+        if "rewired" in named:
+            parts = {part: named[name] for name, part in Rewire.NAMES.items()}
+            whole = {p: t if t.is_floating_point() else t.long() for p, t in parts.items()}
+            rewire = Rewire(**whole)
+        return cls(prune, scale, lowrank, steer, rewire)
 
     def join(self, other: SiteEdit) -> SiteEdit:
         """Both edits; the same whichever comes first, bit for bit."""
@@ -96,6 +142,7 @@ class SiteEdit:
             _both(first.scale, second.scale, _join_scale),
             _both(first.lowrank, second.lowrank, _join_lowrank),
             _both(first.steer, second.steer, _join_steer),
+            _both(first.rewire, second.rewire, _join_rewire),
         )
 
 
@@ -128,7 +175,7 @@ class Plan:
         return "\n".join(p["system_prompt"] for p in parts if p.get("system_prompt")) or None
 
     def neurons(self) -> dict[str, Tensor]:
-        """Sorted indices of the neurons pruned, scaled or steered, by site key."""
+        """Sorted indices of the neurons pruned, scaled, steered or rewired, by site key."""
         touched = {key: edit.neurons() for key, edit in self.edits.items()}
         return {key: index for key, index in touched.items() if index.numel()}
 
@@ -303,3 +350,20 @@ def _join_steer(
     values = torch.tensor([add[i] for i in index], dtype=first[1].dtype)
     switched = torch.tensor([bool(off[i]) for i in index], dtype=torch.bool)
     return torch.tensor(index, dtype=torch.int64), values, switched
+
+
+def _join_rewire(first: Rewire, second: Rewire) -> Rewire:
+    """The new neurons of both, ordered by what they are, in the first places of both pools."""
+    pool = torch.cat([first.pool, second.pool]).unique()
+    gate = torch.cat([first.gate, second.gate])
+    up = torch.cat([first.up, second.up])
+    down = torch.cat([first.down, second.down], 1)
+    if len(gate) > len(pool):
+        raise InputError(
+            f"together the plans need {len(gate)} neurons of a site, but only {len(pool)} can be"
+            " given up there; apply one of them, and make the other for the edited model"
+        )
+    rows = [torch.cat([gate[i], down[:, i]]).double().tolist() for i in range(len(gate))]
+    order = torch.tensor(sorted(range(len(rows)), key=rows.__getitem__), dtype=torch.int64)
+    up = up[order] if len(up) else up
+    return Rewire(pool[: len(order)], gate[order], up, down[:, order], pool)

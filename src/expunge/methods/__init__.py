@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from expunge.errors import unknown
 from expunge.methods import (
-    auto,
+    filter_search,
     filters,
+    gated,
     gradient,
     manu,
     manu_released,
@@ -20,8 +21,9 @@ from expunge.methods.base import Evidence, Method, Outcome
 METHODS: dict[str, Method] = {
     m.name: m
     for m in (
-        auto.METHOD,
+        gated.METHOD,
         manu.METHOD,
+        filter_search.METHOD,
         filters.FILTER,
         filters.DIRECTIONS,
         filters.DIAGONAL,

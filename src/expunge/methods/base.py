@@ -14,6 +14,8 @@ from expunge.stats import NeuronStats, SecondMoment
 
 PICTURE = "picture"
 """The condition `multi` at the positions of the image alone, where a method asks for it."""
+ASIDE = "aside"
+"""Name of the retain subjects that are put aside to judge by."""
 NOISE_SET = "noise"
 """Name of the set of questions about nothing, see `expunge.noise`."""
 
@@ -77,6 +79,40 @@ class Tuned:
     notes: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """What entered the MLP of a site, a row per position.
+
+    Attributes:
+        x: Inputs, float32 [n, in].
+        picture: Whether the position holds a part of a picture, bool [n].
+        used: Sum of z^2 over all positions run, float64 [width].
+        out: What the MLP put out, float32 [n, out]; only where questions are told apart.
+        question: Place of the question in its set, int64 [n]; the same.
+        answer: Whether the position holds a token of the answer, bool [n]; the same.
+    """
+
+    x: Tensor
+    picture: Tensor
+    used: Tensor
+    out: Tensor | None = None
+    question: Tensor | None = None
+    answer: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How new neurons can be put in at a site.
+
+    Attributes:
+        gated: Whether a neuron has a second factor, linear in its input.
+        bias: Whether its rows can have a bias.
+    """
+
+    gated: bool
+    bias: bool
+
+
 class Access(Protocol):
     """The model behind the evidence, for methods that have to run it themselves."""
 
@@ -101,6 +137,24 @@ class Access(Protocol):
     def subjects(self, data: str) -> list[str]:
         """Names of the subjects of a set, sorted."""
 
+    def owners(self, data: str, condition: str) -> list[str]:
+        """The subject of every question of a set that has a form under a condition."""
+
+    def fit(self, key: str) -> Fit | None:
+        """How new neurons can be put in at a site, None where they cannot."""
+
+    def tokens(
+        self,
+        data: str,
+        condition: str,
+        keys: Sequence[str],
+        edits: Mapping[str, SiteEdit] | None = None,
+        *,
+        apart: bool = False,
+        limit: int | None = None,
+    ) -> Mapping[str, Tokens]:
+        """What enters the MLPs of some sites, by key; see `tokens.collect_tokens`."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -113,6 +167,10 @@ class Verdict:
             not below it, the reference answer is no likelier than a stranger's.
         held_out: Share of the held-out retain questions still recalled.
         held_out_nll: Mean NLL of their reference answers.
+        likelier: How often the reference answer to a forget question is likelier than a stranger's
+            answer to it; 0.5 where nobody who never knew could do better.
+        other_recalled: Share of the strangers' answers that are the greedy one.
+        apart: Subject -> the same for its forget questions alone, without what was held out.
     """
 
     recalled: Mapping[str, float]
@@ -120,6 +178,9 @@ class Verdict:
     other_nll: Mapping[str, float]
     held_out: Mapping[str, float]
     held_out_nll: Mapping[str, float]
+    likelier: Mapping[str, float] = field(default_factory=dict)
+    other_recalled: Mapping[str, float] = field(default_factory=dict)
+    apart: Mapping[str, Verdict] = field(default_factory=dict)
 
 
 @dataclass
@@ -181,6 +242,8 @@ class Method:
         attention: Takes attention sites too, whatever the configuration says.
         directions: How many eigen-directions of a site it holds at most, for its need of memory.
         folds: Into how many folds of subjects retain is divided, each left out once to judge by.
+        aside: Share of the retain subjects put aside as the set `aside`, to judge by.
+        instead: Name of the method to use where the model's MLPs take no new neurons.
         picture: Also needs the moments under `PICTURE`.
         noise: Also needs the moments of questions about nothing (see `noise`), all positions.
         positions: Language positions that count unless told otherwise.
@@ -197,6 +260,8 @@ class Method:
     attention: bool = False
     directions: int = 0
     folds: int = 0
+    aside: float = 0.0
+    instead: str | None = None
     picture: bool = False
     noise: bool = False
     positions: str = "all"

@@ -10,16 +10,32 @@ block per layer, else the position in the tower).
 from expunge.sites.blocks import Site
 from expunge.sites.families import FAMILIES
 from expunge.sites.find import describe, find_sites, inspect_config
+from expunge.sites.inner import (
+    Inner,
+    explains,
+    grow_bias,
+    inner_bias,
+    inner_of,
+    inner_weight,
+    takes_bias,
+)
 from expunge.sites.towers import towers
 from expunge.sites.weights import down_module, down_weight
 
 __all__ = [
     "FAMILIES",
+    "Inner",
     "Site",
     "describe",
     "down_module",
     "down_weight",
+    "explains",
     "find_sites",
+    "grow_bias",
+    "inner_bias",
+    "inner_of",
+    "inner_weight",
     "inspect_config",
+    "takes_bias",
     "towers",
 ]

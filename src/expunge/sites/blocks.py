@@ -175,7 +175,7 @@ def is_transposed(experts: nn.Module) -> bool:
     return down is not None and up is not None and up.shape[2] == 2 * down.shape[1]
 
 
-def _matched(module: nn.Module, layout: Layout) -> list[tuple[nn.Module, tuple[int, int]]] | None:
+def matched(module: nn.Module, layout: Layout) -> list[tuple[nn.Module, tuple[int, int]]] | None:
     """The linear maps a layout names, the one out of the hidden units last, with their shapes."""
     found = []
     for path in (*layout[0], layout[1]):
@@ -192,7 +192,7 @@ def _matched(module: nn.Module, layout: Layout) -> list[tuple[nn.Module, tuple[i
 def _mlps(module: nn.Module, path: str) -> Iterator[Block]:
     taken: set[str] = set()
     for layout in MLPS:
-        maps = None if layout[1] in taken else _matched(module, layout)
+        maps = None if layout[1] in taken else matched(module, layout)
         if maps is None:
             continue
         *ups, (_, (width, _)) = maps
@@ -231,7 +231,7 @@ def _experts(module: nn.Module, path: str) -> Iterator[Block]:
 
 def _attentions(module: nn.Module, path: str) -> Iterator[Block]:
     for layout in ATTENTIONS:
-        maps = _matched(module, layout)
+        maps = matched(module, layout)
         if maps is not None:
             down, width = f"{path}.{layout[1]}".lstrip("."), maps[-1][1][0]
             parameters = sum(p.numel() for p in module.parameters())

@@ -37,7 +37,7 @@ def down_weight(model: nn.Module, site: Site) -> torch.Tensor:
     if weight.device.type == "meta":
         kept = kept_weight(module, name, write=True)
         weight = weight if kept is None else kept
-    _require_editable(weight, site)
+    require_editable(weight, site)
     view = weight.detach()
     if site.kind == "expert":
         view = view[site.expert]
@@ -52,7 +52,8 @@ def down_weight(model: nn.Module, site: Site) -> torch.Tensor:
     return view
 
 
-def _require_editable(weight: torch.Tensor, site: Site) -> None:
+def require_editable(weight: torch.Tensor, site: Site) -> None:
+    """Raise `InputError` unless the weight is a plain floating-point tensor in memory."""
     where = f"{site.key}: the weight of {site.path}"
     if weight.device.type == "meta":
         raise InputError(

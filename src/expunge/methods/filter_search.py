@@ -1,4 +1,4 @@
-"""The default method: the forget/retain filter, its strengths found on held-out retain subjects.
+"""The forget/retain filter, its strengths found on held-out retain subjects.
 
 The forget set is looked at in views: questions in text alone, and under image+text either the
 positions of the text or those of the picture, whichever shows it more apart from what is kept.
@@ -27,6 +27,7 @@ from expunge.config import RunConfig
 from expunge.data import CONDITIONS
 from expunge.methods.base import NOISE_SET, PICTURE, Evidence, Method, Outcome, Verdict
 from expunge.methods.filters import ENERGY, edits_for, moment
+from expunge.methods.search import Pace, Step, Strengths, progress, search, told
 from expunge.plan import SiteEdit
 from expunge.subspace import Views, shares, views
 
@@ -35,32 +36,10 @@ NOISE = 0.5
 POWER = 2.0
 OVERSHOOT = 1.0
 LEAST = 1e-3
-FIRST = 1.0
-FACTOR = 2.0
-RISES = 6
-HALVINGS = 3
-BEHIND = 0.25
+PACE = Pace(first=1.0, rises=6, halvings=3, done=progress)
 NUMBER = 128
 CHOICES = {"multi": ("multi", PICTURE), "text": ("text",)}
 VIEWS = (*CONDITIONS, PICTURE)
-
-Strengths = Mapping[str, float]
-"""Condition -> strength; at 1 the clearest direction of the typical site is removed."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One candidate of the search."""
-
-    strengths: Strengths
-    verdict: Verdict
-    kept: float
-
-    @property
-    def forgotten(self) -> bool:
-        """Whether under every condition the reference answers are no likelier than strangers'."""
-        return all(share >= 1 for share in progress(self.verdict).values())
-
 
 def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     """Build the directions, and search their strengths unless one is given."""
@@ -83,8 +62,8 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
             made = [edits_at(evidence, f, scales, now, None) for f in (final, *without)]
             return judge(made[0], made[1:])
 
-        chosen = search(tried, start, config.keep, steps)
-        notes["search"] = _told(start, steps, chosen, config.keep)
+        chosen = search(tried, start, config.keep, steps, PACE)
+        notes["search"] = told(start, steps, chosen, config.keep)
     return Outcome(edits_at(evidence, final, scales, chosen), scores, notes)
 
 
@@ -156,117 +135,9 @@ def scales_of(
     return scales
 
 
-def search(
-    judge: Callable[[Strengths], Verdict], start: Verdict, keep: float, steps: list[Step]
-) -> Strengths:
-    """Find the strengths.
-
-    Rises from weak ones by a constant factor, condition by condition: one that is ahead waits for
-    the other. When everything is forgotten or the limit is passed, halves the last interval on a
-    logarithmic scale.
-
-    Args:
-        judge: Strengths -> verdict.
-        start: Verdict on the unedited model; its conditions are those searched.
-        keep: Least share of the held-out accuracy that must stay, under both conditions.
-        steps: Filled with every candidate in the order tried.
-
-    Returns:
-        Of the candidates inside the limit the one that keeps most among those that forget, else
-        the one whose least forgotten condition is furthest; all 0 if there is none.
-    """
-
-    def tried(strengths: Strengths) -> Step:
-        verdict = judge(strengths)
-        steps.append(Step(strengths, verdict, kept_share(start, verdict)))
-        return steps[-1]
-
-    low: Strengths = dict.fromkeys(start.nll, 0.0)
-    for rising in _rises(start.nll, tried):
-        if rising.forgotten or rising.kept < keep:
-            high = rising.strengths
-            for _ in range(HALVINGS):
-                middle = tried(_between(low, high))
-                if middle.forgotten or middle.kept < keep:
-                    high = middle.strengths
-                else:
-                    low = middle.strengths
-            break
-        low = rising.strengths
-    inside = [s for s in steps if s.kept >= keep]
-    if not inside:
-        return dict.fromkeys(start.nll, 0.0)
-    done = [s for s in inside if s.forgotten]
-    if done:
-        return max(done, key=lambda s: s.kept).strengths
-    return max(inside, key=lambda s: min(progress(s.verdict).values())).strengths
-
-
-def _rises(conditions: Iterable[str], tried: Callable[[Strengths], Step]) -> Iterator[Step]:
-    """Candidates of growing strength; a condition `BEHIND` ahead of the other stays where it is."""
-    strengths = dict.fromkeys(conditions, FIRST)
-    for _ in range(RISES):
-        step = tried(strengths)
-        yield step
-        done = progress(step.verdict)
-        least = min(done.values())
-        strengths = {
-            c: s * FACTOR if done[c] < 1 and done[c] <= least + BEHIND else s
-            for c, s in strengths.items()
-        }
-
-
-def _between(low: Strengths, high: Strengths) -> Strengths:
-    """The middle on a logarithmic scale, zero standing for a sixteenth of `high`."""
-    return {c: math.sqrt((low[c] or high[c] / 16) * high[c]) for c in high}
-
-
-def progress(now: Verdict) -> dict[str, float]:
-    """By condition: loss on the reference answers over that on strangers' answers, at most 1."""
-    return {
-        c: min(1.0, now.nll[c] / now.other_nll[c]) if now.other_nll[c] > 0 else 1.0 for c in now.nll
-    }
-
-
-def kept_share(start: Verdict, now: Verdict) -> float:
-    """Least share over conditions of the held-out accuracy that is left."""
-    shares_left = [now.held_out[c] / before for c, before in start.held_out.items() if before > 0]
-    return min(shares_left, default=1.0)
-
-
-def _told(start: Verdict, steps: list[Step], chosen: Strengths, keep: float) -> dict[str, Any]:
-    def row(strengths: Strengths, v: Verdict, kept: float, picked: bool) -> dict[str, Any]:
-        """One line of the search table."""
-        known = list(strengths.values())
-        return {
-            "strength": math.prod(known) ** (1 / len(known)) if known else 0.0,
-            "strengths": dict(strengths),
-            "forget": dict(v.recalled),
-            "forget_nll": dict(v.nll),
-            "other_nll": dict(v.other_nll),
-            "held_out_retain": dict(v.held_out),
-            "kept": kept,
-            "chosen": picked,
-        }
-
-    rows = [row(dict.fromkeys(start.nll, 0.0), start, 1.0, not any(chosen.values()))]
-    rows += [row(s.strengths, s.verdict, s.kept, s.strengths is chosen) for s in steps]
-    return {
-        "explanation": (
-            "Candidates of growing strength were tried on the model, each condition with a strength"
-            " of its own. Where the reference answers became no likelier than other subjects'"
-            " answers, the candidate that keeps most is taken, as long as retain subjects held out"
-            f" of the statistics keep {keep:.0%} of their accuracy; if that limit comes first, the"
-            " candidate inside it whose least forgotten condition is forgotten furthest."
-        ),
-        "limit": keep,
-        "steps": rows,
-    }
-
-
 METHOD = Method(
-    name="auto",
-    about="forget/retain filter, strengths found by search on held-out retain subjects (default)",
+    name="filter-search",
+    about="forget/retain filter, strengths found by search on held-out retain subjects",
     decide=decide,
     moments=True,
     directions=NUMBER,

@@ -1,0 +1,159 @@
+"""Detectors: directions of what enters an MLP that single out the forget set (ours).
+
+A linear edit takes the same share of a direction from everybody who has some of it. A neuron has a
+threshold: it can be silent on everything that must stay and speak on what must go. A detector is
+such a neuron's input side: a row a and a threshold t with a x near 1 on some inputs x of the forget
+set and a x <= t on all that stands for what is kept. It is found from a sample of inputs, in a few
+rounds of
+
+    min_a  E[(a x - near)^2] + ridge |a|^2 + sum_i c_i (a x_i - near)^2   with  a m = 1
+
+with the mean over what is kept, m the mean of the inputs to be found (those that answer most
+clearly, chosen anew in each round), and weights c_i that grow by as much as a kept input x_i comes
+nearer than `near`, as in a support vector machine with squared hinge loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RIDGE = 3.0
+NEAR = 0.3
+WEIGHT = 0.1
+CLEAR = 0.5
+PEAK = 0.98
+ROUNDS = 8
+HARD = 2000
+SOLVER_STEPS = 40
+TOLERANCE = 1e-3
+DIRECT = 256
+
+
+@dataclass(frozen=True)
+class Background:
+    """What is kept, in coordinates where its second moment and a ridge are the identity.
+
+    Attributes:
+        factor: Lower Cholesky factor of C + ridge * mean diag C * I, [width, width] float64.
+        kept: Inputs that a detector must not answer to, whitened, [n, width] float32.
+        mean: Mean of the whitened inputs, [width] float32.
+        constant: Row with constant x near 1 on every input, least squares, [width] float64.
+        steady: Least value of constant x on what is kept, but for one input in a thousand.
+    """
+
+    factor: Tensor
+    kept: Tensor
+    mean: Tensor
+    constant: Tensor
+    steady: float
+
+    @classmethod
+    def of(cls, kept: Tensor, ridge: float = RIDGE) -> Background:
+        """From a sample of inputs [n, width] of what is kept."""
+        width = kept.shape[1]
+        total = torch.zeros(width, width, dtype=torch.float64, device=kept.device)
+        for part in kept.split(8192):
+            total += part.T.double() @ part.double()
+        total /= max(len(kept), 1)
+        mean = kept.double().mean(0)
+        unit = torch.eye(len(total), dtype=total.dtype, device=total.device)
+        typical = total.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+        constant = torch.linalg.solve(total + 1e-2 * typical * unit, mean)
+        factor = torch.linalg.cholesky(total + ridge * typical * unit)
+        white = torch.linalg.solve_triangular(factor.float(), kept.float().T, upper=False).T
+        ones = (kept.float() @ constant.float()).sort().values
+        steady = float(ones[len(ones) // 1000])
+        return cls(factor, white.contiguous(), white.mean(0), constant, steady)
+
+    def whiten(self, x: Tensor) -> Tensor:
+        """Inputs [n, width] in these coordinates, float32."""
+        return torch.linalg.solve_triangular(self.factor.float(), x.float().T, upper=False).T
+
+    def plain(self) -> Tensor:
+        """The inputs `kept` as they came, float32 [n, width]."""
+        return self.kept @ self.factor.float().T
+
+    def row(self, a: Tensor) -> Tensor:
+        """The row that reads plain inputs as `a` [width] reads whitened ones, float64."""
+        return torch.linalg.solve_triangular(self.factor.T, a.double()[:, None], upper=True)[:, 0]
+
+
+def detector(background: Background, found: Tensor) -> Tensor:
+    """One detector for the largest group of alike inputs among `found`.
+
+    Args:
+        background: What is kept.
+        found: Whitened inputs of the forget set, [n, width] float32; at least one.
+
+    Returns:
+        a [width] in whitened coordinates, 1 on the mean of the group.
+    """
+    scores = found @ _leading(found)
+    scores = scores if scores[scores.abs().argmax()] > 0 else -scores
+    weights = torch.zeros(len(background.kept), device=found.device)
+    a = torch.zeros_like(background.mean)
+    for round_ in range(2 * ROUNDS):
+        mean = _clear_mean(found, scores)
+        if round_ >= ROUNDS:
+            weights += WEIGHT * (background.kept @ a - NEAR).clamp_min(0)
+        a = _solve(background, weights, mean)
+        scores = found @ a
+    return a
+
+
+def _leading(found: Tensor) -> Tensor:
+    """Leading right singular vector [width] of inputs [n, width]."""
+    small = found if found.shape[0] <= found.shape[1] else found.T
+    gram = small.double() @ small.double().T
+    top = torch.linalg.eigh(gram).eigenvectors[:, -1].float()
+    vector = top if found.shape[0] > found.shape[1] else found.T @ top
+    return vector / vector.norm().clamp_min(1e-30)
+
+
+def _clear_mean(found: Tensor, scores: Tensor) -> Tensor:
+    """Mean of the inputs that answer most clearly, each by how clearly it does."""
+    peak = scores.quantile(PEAK) if len(scores) > 50 else scores.max()
+    clear = (scores / peak.clamp_min(1e-12) - CLEAR).clamp(0, 1)
+    mean: Tensor = (clear[:, None] * found).sum(0) / clear.sum().clamp_min(1e-12)
+    return mean
+
+
+def _solve(background: Background, weights: Tensor, mean: Tensor) -> Tensor:
+    """The minimiser for given weights of the kept inputs."""
+    hard = torch.nonzero(weights)[:, 0]
+    if len(hard) > HARD:
+        hard = weights.topk(HARD).indices
+    x, c = background.kept[hard], weights[hard]
+    pull = NEAR * (background.mean + x.T @ c)
+    both = _solved(x, c, torch.stack([pull, mean], 1))
+    near, toward = both[:, 0], both[:, 1]
+    return near + (1 - mean @ near) / (mean @ toward).clamp_min(1e-12) * toward
+
+
+def _solved(x: Tensor, c: Tensor, right: Tensor) -> Tensor:
+    """Solve (I + X^T diag(c) X) y = right for each column of right [width, k].
+
+    Directly where that is quick, else by conjugate gradients.
+    """
+    if right.shape[0] <= DIRECT:
+        unit = torch.eye(right.shape[0], dtype=torch.float64, device=right.device)
+        whole = unit + (x.T @ (c[:, None] * x)).double()
+        return torch.cholesky_solve(right.double(), torch.linalg.cholesky(whole)).float()
+    y, rest = torch.zeros_like(right), right.clone()
+    step = rest.clone()
+    size = (rest * rest).sum(0)
+    enough = TOLERANCE**2 * size.clamp_min(1e-30)
+    for _ in range(SOLVER_STEPS):
+        image = step + x.T @ (c[:, None] * (x @ step))
+        length = size / (step * image).sum(0).clamp_min(1e-30)
+        y = y + length * step
+        rest = rest - length * image
+        new = (rest * rest).sum(0)
+        if bool((new <= enough).all()):
+            break
+        step = rest + new / size.clamp_min(1e-30) * step
+        size = new
+    return y

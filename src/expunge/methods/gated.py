@@ -1,0 +1,363 @@
+"""The default method: neurons nobody needs become detectors of the forget set, and take it out.
+
+A linear edit takes from everybody in proportion; a neuron has a threshold. Site after site, from the
+first: what enters the MLP at the forget questions (the sites before are edited already) is compared
+with what enters it at retain questions and at questions about nothing in particular. For each
+subject and condition a few detectors are found (see `detectors`): silent on all that is kept,
+speaking on a group of the subject's positions. Each becomes one neuron, in the place of one that
+hardly does anything, and writes the reverse of what the MLP says at those positions, so that what
+the layer knew of the subject goes no further. When the reference answers are no likelier than
+strangers' answers, no more sites are edited.
+
+How far above the kept inputs a threshold lies and how loud a new neuron is are one strength for each
+condition, found by search. What it costs is asked of retain subjects that were put aside, under
+detectors found without them; those of the plan are found with them. Forward passes are all it takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expunge.config import RunConfig
+from expunge.data import CONDITIONS
+from expunge.detectors import Background, detector
+from expunge.methods.base import (
+    ASIDE,
+    NOISE_SET,
+    PICTURE,
+    Access,
+    Evidence,
+    Fit,
+    Method,
+    Outcome,
+    Tokens,
+    Verdict,
+)
+from expunge.methods.search import Pace, Step, Strengths, unknown, search, told
+from expunge.plan import Rewire, SiteEdit
+
+KEPT_SETS = ("retain", NOISE_SET)
+ALL_KEPT = (*KEPT_SETS, ASIDE)
+VIEWS = {"multi": ("multi", PICTURE), "text": ("text",)}
+MOST = 6
+COVER = 0.25
+FEWEST = 3
+HIGHEST = 0.9
+SAMPLE = 16384
+HELD_SITES = 4
+LEAPS = 8
+SPARE = 32
+LARGEST_SHARE = 8
+LOUD = 16.0
+GAIN = 8.0
+SLACK = 0.15
+STEADY = 0.5
+POOR = 0.5
+PACE = Pace(first=0.25, rises=5, halvings=2, done=unknown)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A detector: level(x) = row x (over constant x, where there is no bias).
+
+    Attributes:
+        condition: The condition it serves.
+        row: a, float32 [in]; its level is 1 on the mean of its group.
+        kept: Greatest level on what is kept.
+        take: What the MLP puts out on its group, float32 [out].
+    """
+
+    condition: str
+    row: Tensor
+    kept: float
+    take: Tensor
+
+
+@dataclass
+class Place:
+    """A site with what was found there.
+
+    Attributes:
+        fit: How new neurons can be put in.
+        constant: Row that stands for 1 where there is no bias, float32 [in], or None.
+        pool: Neurons that can be given up, least used first, int64.
+        found: Detectors.
+    """
+
+    fit: Fit
+    constant: Tensor | None
+    pool: Tensor
+    found: list[Found] = field(default_factory=list)
+
+
+@dataclass
+class Kept:
+    """What enters the sites on all that is kept: samples of a few sites at a time."""
+
+    access: Access
+    keys: Sequence[str]
+    held: dict[str, dict[str, list[Tokens]]] = field(default_factory=dict)
+
+    def at(self, key: str) -> dict[str, list[Tokens]]:
+        """By set, the samples of one site."""
+        if key not in self.held:
+            begin = self.keys.index(key)
+            self._read(self.keys[begin : begin + HELD_SITES])
+        return self.held[key]
+
+    def _read(self, keys: Sequence[str]) -> None:
+        self.held = {key: {} for key in keys}
+        for name in ALL_KEPT:
+            for condition in CONDITIONS:
+                read = self.access.tokens(name, condition, keys, limit=SAMPLE)
+                for key, tokens in read.items():
+                    self.held[key].setdefault(name, []).append(tokens)
+
+
+def decide(evidence: Evidence, config: RunConfig) -> Outcome:
+    """Find detectors until everything is forgotten, then search the strengths unless given."""
+    judge = evidence.judge
+    assert judge is not None
+    start = judge({}, [{}])
+    chain = Chain(evidence, start)
+    chain.run()
+    steps: list[Step] = []
+    notes: dict[str, Any] = {"views": chain.views}
+    if config.strength is None:
+
+        def tried(now: Strengths) -> Verdict:
+            return judge(edits_at(chain.places, now), [edits_at(chain.shadow, now)])
+
+        chosen = search(tried, start, config.keep, steps, PACE)
+        notes["search"] = told(start, steps, chosen, config.keep)
+    else:
+        chosen = dict.fromkeys(start.nll, config.strength)
+    return Outcome(edits_at(chain.places, chosen), {}, notes)
+
+
+@dataclass
+class Chain:
+    """Finds detectors site after site, each at what the sites before leave.
+
+    Attributes:
+        evidence: The model, through `access` and `judge`.
+        start: Verdict on the unedited model.
+        places: Sites with what was found there.
+        shadow: The same, found without the subjects that are put aside.
+        views: Condition -> the view whose positions are looked at: `multi` (beside the picture),
+            `picture` or `text`.
+    """
+
+    evidence: Evidence
+    start: Verdict
+    places: dict[str, Place] = field(default_factory=dict)
+    shadow: dict[str, Place] = field(default_factory=dict)
+    views: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Go on until no reference answer is likelier than strangers' answers, or no site is left.
+
+        A second turn looks at the other view of pictures.
+        """
+        access, judge = self.evidence.access, self.evidence.judge
+        assert access is not None and judge is not None
+        fits = {s.key: fit for s in self.evidence.sites if (fit := access.fit(s.key)) is not None}
+        kept = Kept(access, list(leaps(list(fits))))
+        now = self.start
+        for turn in range(2):
+            for key in kept.keys:
+                left = {c for c, share in unknown(now).items() if share < (1, POOR)[turn]}
+                if not left & ({"multi"} if turn else left):
+                    break
+                known = {
+                    c: {s for s, v in now.apart.items() if unknown(v).get(c, 1.0) < 1} for c in left
+                }
+                self._site(kept, key, fits[key], known, turn)
+                now = judge(edits_at(self.places, dict.fromkeys(self.start.nll, 1.0)), [])
+
+    def _site(
+        self, kept: Kept, key: str, fit: Fit, known: Mapping[str, set[str]], turn: int
+    ) -> None:
+        """Find detectors at one site for the subjects that are still known under a condition."""
+        access = self.evidence.access
+        assert access is not None
+        now = edits_at(self.places, dict.fromkeys(self.start.nll, 1.0))
+        given = {c: access.tokens("forget", c, [key], now, apart=True).get(key) for c in known}
+        samples = kept.at(key)
+        for places, sets in ((self.places, ALL_KEPT), (self.shadow, KEPT_SETS)):
+            background = Background.of(torch.cat([t.x for n in sets for t in samples.get(n, [])]))
+            place = places.get(key) or _place(self.evidence, key, fit, background, samples)
+            if place is None:
+                return
+            seeker = Seeker(access, background, place)
+            for condition, tokens in given.items():
+                if tokens is not None:
+                    place.found += self._viewed(seeker, condition, tokens, known[condition], turn)
+            places[key] = place
+
+    def _viewed(
+        self, seeker: Seeker, condition: str, tokens: Tokens, known: set[str], turn: int
+    ) -> list[Found]:
+        """Detectors for a condition; the first site decides which view of it answers better."""
+        choices = VIEWS[condition]
+        if condition not in self.views:
+            found = {view: seeker.seek(condition, view, tokens, known) for view in choices}
+            self.views[condition] = max(choices, key=lambda v: found[v][1])
+            return found[self.views[condition]][0]
+        view = self.views[condition]
+        view = view if not turn else next((v for v in choices if v != view), view)
+        return seeker.seek(condition, view, tokens, known)[0]
+
+
+def leaps(keys: Sequence[str]) -> Iterator[str]:
+    """Sites in the order they are tried: a few spread over the depth first, from the first on."""
+    step = max(1, len(keys) // LEAPS)
+    for offset in sorted(range(step), key=lambda o: (o * 2 % step, o)):
+        yield from keys[offset::step]
+
+
+def _place(
+    evidence: Evidence,
+    key: str,
+    fit: Fit,
+    background: Background,
+    samples: Mapping[str, list[Tokens]],
+) -> Place | None:
+    """What can be done at a site; None where a threshold cannot be made."""
+    assert evidence.weight is not None
+    if not fit.bias and background.steady < STEADY:
+        return None
+    used = sum(t.used for each in samples.values() for t in each)
+    assert isinstance(used, Tensor)
+    weight = evidence.weight(key)
+    loss = used.to(weight.device) * weight.double().square().sum(0)
+    pool = loss.argsort(stable=True)[: max(1, len(loss) // LARGEST_SHARE)].cpu()
+    constant = None if fit.bias else background.constant.float()
+    return Place(fit, constant, pool)
+
+
+@dataclass
+class Seeker:
+    """Looks for detectors at one site."""
+
+    access: Access
+    background: Background
+    place: Place
+
+    def seek(
+        self, condition: str, view: str, tokens: Tokens, known: set[str]
+    ) -> tuple[list[Found], float]:
+        """Detectors of the known subjects, and the mean share of their questions they answer."""
+        assert tokens.question is not None and tokens.answer is not None
+        owners = self.access.owners("forget", condition)
+        names = sorted(set(owners))
+        own = torch.tensor([names.index(o) for o in owners])[tokens.question.cpu()]
+        looked = ~tokens.answer if view == "text" else ~tokens.answer & (
+            tokens.picture if view == PICTURE else ~tokens.picture
+        )
+        found, covered = [], 0.0
+        for number, name in enumerate(names):
+            if name not in known:
+                continue
+            mine = looked.cpu() & (own == number)
+            each, share = self._subject(condition, tokens, torch.nonzero(mine)[:, 0])
+            found += each
+            covered += share / len(known)
+        return found, covered
+
+    def _subject(
+        self, condition: str, tokens: Tokens, mine: Tensor
+    ) -> tuple[list[Found], float]:
+        assert tokens.question is not None and tokens.out is not None
+        total = tokens.question[mine].unique().numel()
+        found: list[Found] = []
+        answered: set[int] = set()
+        while len(found) < MOST and len(mine) >= FEWEST:
+            x = tokens.x[mine]
+            row, kept, level = self._detector(x)
+            fires = level > kept
+            questions = tokens.question[mine][fires].unique().tolist()
+            if kept > HIGHEST or int(fires.sum()) < FEWEST or len(questions) < COVER * total:
+                break
+            weight = (level - kept).clamp_min(0)
+            take = (weight[:, None] * tokens.out[mine]).sum(0) / weight.sum()
+            mean = float(level[fires].mean())
+            found.append(Found(condition, row / mean, kept / mean, take))
+            answered |= set(questions)
+            mine = mine[~fires.cpu()]
+        return found, len(answered) / max(total, 1)
+
+    def _detector(self, x: Tensor) -> tuple[Tensor, float, Tensor]:
+        """Row, its greatest level on what is kept, and the levels of x."""
+        a = detector(self.background, self.background.whiten(x))
+        row = self.background.row(a).float()
+        if self.place.constant is None:
+            kept = self.background.kept @ a
+        else:
+            kept = self._level(self.background.plain(), row)
+        return row, float(kept.max()), self._level(x, row)
+
+    def _level(self, x: Tensor, row: Tensor) -> Tensor:
+        """How clearly inputs answer a row; without a bias, against the row that stands for one."""
+        if self.place.constant is None:
+            return x @ row
+        return (x @ row) / (x @ self.place.constant).clamp_min(STEADY / 10)
+
+
+def edits_at(places: Mapping[str, Place], strengths: Strengths) -> dict[str, SiteEdit]:
+    """The edits at given strengths (by condition; 0 leaves it out)."""
+    edits = {}
+    for key, place in places.items():
+        new = [f for f in place.found if strengths.get(f.condition, 0.0) > 0]
+        if new:
+            new = new[: len(place.pool)]
+            edits[key] = SiteEdit(rewire=_rewire(place, new, strengths))
+    return edits
+
+
+def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
+    """New neurons for detectors, in the places of the least used ones."""
+    rows, down = [], []
+    for each in new:
+        strength = strengths[each.condition]
+        edge = threshold(each.kept, strength)
+        loud = LOUD / max(1 - edge, 1 - HIGHEST)
+        rows.append(torch.cat([each.row, each.row.new_tensor([-edge])]) * loud)
+        down.append(-GAIN * strength / LOUD * each.take)
+    gate = torch.stack(rows)
+    up = torch.zeros_like(gate)[: len(gate) if place.fit.gated else 0]
+    if place.constant is None:
+        up[:, -1] = 1.0
+    else:
+        gate[:, :-1] += gate[:, -1:] * place.constant
+        gate[:, -1] = 0.0
+        up[:, :-1] = place.constant
+    pool = place.pool[: 2 * len(new) + SPARE]
+    order = pool[: len(new)].argsort()
+    return Rewire(
+        pool[: len(new)][order], gate[order].cpu(), up.cpu(), torch.stack(down, 1)[:, order].cpu(),
+        pool.sort().values,
+    )
+
+
+def threshold(kept: float, strength: float) -> float:
+    """Where a detector starts: above the greatest level on what is kept, the more the weaker."""
+    slack = -SLACK * math.log2(strength)
+    return kept + slack * (1 - kept) if slack >= 0 else kept * max(0.0, 1 + slack)
+
+
+METHOD = Method(
+    name="auto",
+    about="spare neurons become detectors of the forget set, strengths found by search (default)",
+    decide=decide,
+    aside=0.25,
+    instead="filter-search",
+    noise=True,
+    towers=("language",),
+)

@@ -1,0 +1,184 @@
+"""Search of a strength for each condition: strongest forgetting inside a limit on what is lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from expunge.methods.base import Verdict
+
+FACTOR = 2.0
+BEHIND = 0.25
+GUESSED = 0.1
+
+Strengths = Mapping[str, float]
+"""Condition -> strength; what 1 means is the method's."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One candidate of the search."""
+
+    strengths: Strengths
+    verdict: Verdict
+    kept: float
+    done: Mapping[str, float]
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether everything is forgotten under every condition."""
+        return all(share >= 1 for share in self.done.values())
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a search proceeds.
+
+    Attributes:
+        first: Strength of the first candidate under every condition.
+        rises: Candidates of growing strength at most.
+        halvings: How often the last interval is halved.
+        done: Verdict -> by condition, how much is forgotten; 1 is everything.
+    """
+
+    first: float
+    rises: int
+    halvings: int
+    done: Callable[[Verdict], Mapping[str, float]]
+
+
+def search(
+    judge: Callable[[Strengths], Verdict],
+    start: Verdict,
+    keep: float,
+    steps: list[Step],
+    pace: Pace,
+) -> Strengths:
+    """Find the strengths.
+
+    Rises from weak ones by a constant factor, condition by condition: one that is ahead waits for
+    the other. When everything is forgotten or the limit is passed, halves the last interval on a
+    logarithmic scale.
+
+    Args:
+        judge: Strengths -> verdict.
+        start: Verdict on the unedited model; its conditions are those searched.
+        keep: Least share of the held-out accuracy that must stay, under both conditions.
+        steps: Filled with every candidate in the order tried.
+        pace: First strength and numbers of candidates.
+
+    Returns:
+        Of the candidates inside the limit the one that keeps most among those that forget, else
+        the one whose least forgotten condition is furthest; all 0 if there is none.
+    """
+
+    def tried(strengths: Strengths) -> Step:
+        verdict = judge(strengths)
+        steps.append(Step(strengths, verdict, kept_share(start, verdict), pace.done(verdict)))
+        return steps[-1]
+
+    low: Strengths = dict.fromkeys(start.nll, 0.0)
+    for rising in _rises(start.nll, tried, pace):
+        if rising.forgotten or rising.kept < keep:
+            high = rising.strengths
+            for _ in range(pace.halvings):
+                middle = tried(_between(low, high))
+                if middle.forgotten or middle.kept < keep:
+                    high = middle.strengths
+                else:
+                    low = middle.strengths
+            break
+        low = rising.strengths
+    inside = [s for s in steps if s.kept >= keep]
+    if not inside:
+        return dict.fromkeys(start.nll, 0.0)
+    done = [s for s in inside if s.forgotten]
+    if done:
+        return max(done, key=lambda s: s.kept).strengths
+    return max(inside, key=lambda s: min(s.done.values())).strengths
+
+
+def _rises(
+    conditions: Iterable[str], tried: Callable[[Strengths], Step], pace: Pace
+) -> Iterator[Step]:
+    """Candidates of growing strength; a condition `BEHIND` ahead of the other stays where it is."""
+    strengths = dict.fromkeys(conditions, pace.first)
+    for _ in range(pace.rises):
+        step = tried(strengths)
+        yield step
+        done = step.done
+        least = min(done.values())
+        strengths = {
+            c: s * FACTOR if done[c] < 1 and done[c] <= least + BEHIND else s
+            for c, s in strengths.items()
+        }
+
+
+def _between(low: Strengths, high: Strengths) -> Strengths:
+    """The middle on a logarithmic scale, zero standing for a sixteenth of `high`."""
+    return {c: math.sqrt((low[c] or high[c] / 16) * high[c]) for c in high}
+
+
+def unknown(now: Verdict) -> dict[str, float]:
+    """By condition: how near the model is to one that never knew, at most 1.
+
+    Three signs, of which the weakest counts: the loss on the reference answers against that on
+    strangers' answers; how often the reference answer is the likelier of the two (1 at half of the
+    time); how often it is not the greedy one, against strangers' answers (1 within `GUESSED`).
+    """
+    found = {}
+    for condition, loss in progress(now).items():
+        rank = (1 - now.likelier.get(condition, 0.0)) / (0.5 - GUESSED)
+        missed = 1 - now.recalled[condition]
+        strange = 1 - now.other_recalled.get(condition, 0.0) - GUESSED
+        found[condition] = min(1.0, loss, rank, missed / max(strange, GUESSED))
+    return found
+
+
+def progress(now: Verdict) -> dict[str, float]:
+    """By condition: loss on the reference answers over that on strangers' answers, at most 1."""
+    return {
+        c: min(1.0, now.nll[c] / now.other_nll[c]) if now.other_nll.get(c, 0) > 0 else 1.0
+        for c in now.nll
+    }
+
+
+def kept_share(start: Verdict, now: Verdict) -> float:
+    """Least share over conditions of the held-out accuracy that is left."""
+    shares_left = [now.held_out[c] / before for c, before in start.held_out.items() if before > 0]
+    return min(shares_left, default=1.0)
+
+
+def told(start: Verdict, steps: list[Step], chosen: Strengths, keep: float) -> dict[str, Any]:
+    """The search as the log, the plan and the report tell it."""
+
+    def row(strengths: Strengths, v: Verdict, kept: float, picked: bool) -> dict[str, Any]:
+        """One line of the search table."""
+        known = list(strengths.values())
+        return {
+            "strength": math.prod(known) ** (1 / len(known)) if known else 0.0,
+            "strengths": dict(strengths),
+            "forget": dict(v.recalled),
+            "forget_nll": dict(v.nll),
+            "other_nll": dict(v.other_nll),
+            "likelier": dict(v.likelier),
+            "held_out_retain": dict(v.held_out),
+            "kept": kept,
+            "chosen": picked,
+        }
+
+    rows = [row(dict.fromkeys(start.nll, 0.0), start, 1.0, not any(chosen.values()))]
+    rows += [row(s.strengths, s.verdict, s.kept, s.strengths is chosen) for s in steps]
+    return {
+        "explanation": (
+            "Candidates of growing strength were tried on the model, each condition with a strength"
+            " of its own. Where the reference answers became no likelier than other subjects'"
+            " answers, the candidate that keeps most is taken, as long as retain subjects held out"
+            f" of the statistics keep {keep:.0%} of their accuracy; if that limit comes first, the"
+            " candidate inside it whose least forgotten condition is forgotten furthest."
+        ),
+        "limit": keep,
+        "steps": rows,
+    }

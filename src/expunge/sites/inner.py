@@ -1,0 +1,184 @@
+"""The maps into the hidden units of an MLP, for edits that rewrite whole neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.errors import InputError
+from expunge.offload import kept_weight
+from expunge.sites.blocks import MLPS, Site, matched
+from expunge.sites.weights import require_editable
+
+ACTIVATIONS = ("act_fn", "activation_fn", "activation", "act")
+GATED = (("gate_proj", "up_proj"), ("gate_up_proj",), ("w1", "w3"), ("wi_0", "wi_1"))
+BIAS_FLAG = "mlp_bias"
+CLOSE = 1e-2
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Where a neuron of a site reads its input x.
+
+    A neuron is z = act(g x) or, gated, z = act(g x) (u x), each row with a bias where there is one.
+
+    Attributes:
+        gate: Module path of the map that holds the rows g, and the first of its rows.
+        up: The same of the rows u, or None without a gate.
+        act: The activation function.
+    """
+
+    gate: tuple[str, int]
+    up: tuple[str, int] | None
+    act: Callable[[Tensor], Tensor]
+
+    @property
+    def parts(self) -> list[tuple[str, int]]:
+        """Gate, and up if there is one."""
+        return [self.gate, *([self.up] if self.up else [])]
+
+
+def inner_of(model: nn.Module, site: Site) -> Inner | None:
+    """How a site's neurons read their input, or None where the layout is not known to tell."""
+    if site.kind != "mlp":
+        return None
+    for maps, down in MLPS:
+        if not f".{site.path}".endswith(f".{down}"):
+            continue
+        path = site.path[: -len(down)].rstrip(".")
+        block = model.get_submodule(path)
+        found = matched(block, (maps, down))
+        act = _activation(block)
+        if found is None or act is None or any(hasattr(m, "base_layer") for m, _ in found):
+            continue
+        prefix = f"{path}." if path else ""
+        fused = len(maps) == 1 and found[0][1][1] == 2 * site.width
+        if fused:
+            return Inner((prefix + maps[0], 0), (prefix + maps[0], site.width), act)
+        if len(maps) == 1 or maps in GATED:
+            up = (prefix + maps[1], 0) if len(maps) == 2 else None
+            return Inner((prefix + maps[0], 0), up, act)
+    return None
+
+
+def _activation(block: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    for name in ACTIVATIONS:
+        found = getattr(block, name, None)
+        if callable(found):
+            act: Callable[[Tensor], Tensor] = found
+            return act
+    return None
+
+
+def inner_weight(model: nn.Module, path: str, site: Site) -> Tensor:
+    """The weight of a map into the hidden units as a view ``(out, in)``.
+
+    Raises:
+        InputError: It is quantised, not in memory or sharded.
+    """
+    module = model.get_submodule(path)
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if weight.device.type == "meta":
+        kept = kept_weight(module, "weight", write=True)
+        weight = weight if kept is None else kept
+    require_editable(weight, site)
+    view = weight.detach()
+    return view.T if hasattr(module, "nf") else view
+
+
+def inner_bias(model: nn.Module, path: str) -> Tensor | None:
+    """The bias of a map into the hidden units, None where it has none."""
+    module = model.get_submodule(path)
+    bias = getattr(module, "bias", None)
+    if bias is not None and bias.device.type == "meta":
+        bias = kept_weight(module, "bias", write=True)
+    return None if bias is None else bias.detach()
+
+
+def explains(model: nn.Module, site: Site, inner: Inner, x: Tensor, z: Tensor) -> bool:
+    """Whether inputs x [n, in] really give the neurons z [n, width] that were seen."""
+    made = None
+    for number, (path, first) in enumerate(inner.parts):
+        weight = inner_weight(model, path, site)[first : first + site.width].to(x)
+        bias = inner_bias(model, path)
+        rows = x @ weight.T
+        rows = rows if bias is None else rows + bias[first : first + site.width].to(x)
+        made = inner.act(rows) if number == 0 else made * rows
+    assert made is not None
+    return float((made - z).norm()) <= CLOSE * float(z.norm()) + 1e-6
+
+
+def takes_bias(model: nn.Module, inner: Inner) -> bool:
+    """Whether the maps have a bias, or the model's configuration allows one."""
+    if all(inner_bias(model, path) is not None for path, _ in inner.parts):
+        return True
+    return _biasless(model, inner.gate[0]) is not None
+
+
+def grow_bias(model: nn.Module, inner: Inner) -> Callable[[], None]:
+    """Give every MLP of the tower a bias of zero, where the configuration knows of such a one.
+
+    Returns:
+        A function that takes them away again.
+
+    Raises:
+        InputError: The model has no such option.
+    """
+    owner = _biasless(model, inner.gate[0])
+    if owner is None:
+        raise InputError(
+            f"the plan needs a bias at {inner.gate[0]}, which this model cannot have; apply it to"
+            " the model it was made for"
+        )
+    grown = list(_mlp_linears(owner))
+    for linear in grown:
+        zero = torch.zeros(linear.out_features, dtype=linear.weight.dtype)
+        linear.bias = nn.Parameter(zero.to(linear.weight.device), requires_grad=False)
+    configs = _configs(model, owner)
+    for config in configs:
+        setattr(config, BIAS_FLAG, True)
+
+    def undo() -> None:
+        for linear in grown:
+            linear.bias = None
+        for config in configs:
+            setattr(config, BIAS_FLAG, False)
+
+    return undo
+
+
+def _biasless(model: nn.Module, path: str) -> nn.Module | None:
+    """The module with a configuration that could give the map at `path` a bias, but does not."""
+    names = path.split(".")
+    for number in range(len(names), -1, -1):
+        module: Any = model.get_submodule(".".join(names[:number]))
+        config = getattr(module, "config", None)
+        if getattr(config, BIAS_FLAG, None) is False and hasattr(module, "layers"):
+            return module if all(m.weight.device.type != "meta" for m in _mlp_linears(module)) else None
+    return None
+
+
+def _mlp_linears(owner: nn.Module) -> Iterator[nn.Linear]:
+    for name, module in owner.named_modules():
+        if type(module) is nn.Linear and name.rpartition(".")[2] in (
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ):
+            yield module
+
+
+def _configs(model: nn.Module, owner: nn.Module) -> list[Any]:
+    """Every configuration object that speaks for `owner`, the whole model's parts among them."""
+    mine = owner.config
+    found = [mine]
+    whole: Any = getattr(model, "config", None)
+    for each in (whole, *(getattr(whole, name, None) for name in ("text_config", "llm_config"))):
+        if getattr(each, BIAS_FLAG, None) is False and all(each is not f for f in found):
+            found.append(each)
+    return found

@@ -1,0 +1,175 @@
+"""What enters an MLP, position by position: a bounded sample, for methods that look at single ones."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.data import Example
+from expunge.errors import InputError
+from expunge.methods.base import Tokens
+from expunge.models import Batch, Prompter, accepts, batches, placeholder_mask
+from expunge.prefix import Shared, lean, shared_batches
+from expunge.sites import Inner, Site, down_module
+
+
+@dataclass
+class _Sample:
+    """At most `limit` positions, every one as likely to be among them."""
+
+    limit: int | None
+    generator: torch.Generator
+    parts: list[dict[str, Tensor]]
+    used: Tensor | None = None
+
+    def add(self, part: dict[str, Tensor]) -> None:
+        """Add positions; each name has a row for each."""
+        number = len(part["x"])
+        part["turn"] = torch.rand(number, generator=self.generator).to(part["x"].device)
+        self.parts.append(part)
+        held = sum(len(p["x"]) for p in self.parts)
+        if self.limit is not None and held > 2 * self.limit:
+            self.parts = [self.whole()]
+
+    def whole(self) -> dict[str, Tensor]:
+        """What is held, in the order it came."""
+        joined = {name: torch.cat([p[name] for p in self.parts]) for name in self.parts[0]}
+        if self.limit is None or len(joined["turn"]) <= self.limit:
+            return joined
+        chosen = joined["turn"].topk(self.limit).indices.sort().values
+        return {name: each[chosen] for name, each in joined.items()}
+
+
+@torch.inference_mode()
+def collect_tokens(
+    model: Any,
+    prompter: Prompter,
+    examples: Sequence[Example],
+    condition: str,
+    places: Sequence[tuple[Site, Inner]],
+    *,
+    apart: bool,
+    limit: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    tick: Callable[[int], None] | None = None,
+) -> dict[str, Tokens]:
+    """Run examples and keep what enters the MLPs of some sites.
+
+    Args:
+        model: The model, unchanged afterwards.
+        prompter: How conversations are rendered.
+        examples: The data set; rows without a form under `condition` are passed over.
+        condition: `multi` or `text`.
+        places: Where to listen.
+        apart: Tell the questions apart and keep what the MLPs put out; else questions about one
+            picture run it once, and it counts once.
+        limit: Positions kept of each site at most, drawn evenly.
+        batch_size: Examples per forward pass.
+        seed: Of the draw.
+        tick: Called with the number of examples done after each batch.
+
+    Returns:
+        Site key -> the positions.
+
+    Raises:
+        InputError: Positions cannot be told apart.
+    """
+    usable = [e for e in examples if e.has(condition)]
+    feed: Iterable[Batch | Shared]
+    if apart:
+        feed = batches(model, prompter, usable, condition, batch_size=batch_size)
+    else:
+        feed = shared_batches(model, prompter, usable, condition, batch_size=batch_size)
+    samples = {
+        site.key: _Sample(limit, torch.Generator().manual_seed(seed), []) for site, _ in places
+    }
+    seen: dict[str, Tensor] = {}
+    brief = lean(model) | ({"use_cache": False} if accepts(model, "use_cache") else {})
+    done = 0
+    with _heard(model, places, seen):
+        for each in feed:
+            batch = each
+            if isinstance(each, Shared):
+                batch = each.begin(model)
+                _keep(model, each.head, places, seen, samples, apart)
+            assert isinstance(batch, Batch)
+            model(**batch.inputs, **brief)
+            _keep(model, batch, places, seen, samples, apart)
+            done += len(batch.mask)
+            if tick:
+                tick(done)
+    return {key: _tokens(sample) for key, sample in samples.items() if sample.parts}
+
+
+@contextlib.contextmanager
+def _heard(
+    model: nn.Module, places: Sequence[tuple[Site, Inner]], seen: dict[str, Tensor]
+) -> Iterator[None]:
+    """Within the block `seen` holds the last x, z and out of every site, as `<key>/<name>`."""
+    with contextlib.ExitStack() as stack:
+        for site, inner in places:
+
+            def enter(_: nn.Module, inputs: tuple[Any, ...], key: str = site.key) -> None:
+                seen[f"{key}/x"] = inputs[0].detach()
+
+            def leave(
+                _: nn.Module, inputs: tuple[Any, ...], out: Tensor, key: str = site.key
+            ) -> None:
+                seen[f"{key}/z"], seen[f"{key}/out"] = inputs[0].detach(), out.detach()
+
+            first, last = model.get_submodule(inner.gate[0]), down_module(model, site)
+            stack.callback(first.register_forward_pre_hook(enter).remove)
+            stack.callback(last.register_forward_hook(leave).remove)
+        yield
+
+
+def _keep(
+    model: Any,
+    batch: Batch,
+    places: Sequence[tuple[Site, Inner]],
+    seen: dict[str, Tensor],
+    samples: dict[str, _Sample],
+    apart: bool,
+) -> None:
+    """Add the counted positions of the batch that has just run."""
+    mask = batch.mask
+    held = placeholder_mask(model, batch.tokens, {s.tower for s, _ in places} | {"vision"})
+    place = torch.nonzero(mask)
+    rows = torch.tensor(batch.rows, device=mask.device)
+    for site, _ in places:
+        found = {name: seen.pop(f"{site.key}/{name}") for name in ("x", "z", "out")}
+        for name, value in found.items():
+            if value.shape[:-1].numel() != mask.numel():
+                raise InputError(
+                    f"site {site.key} ({site.path}) gives {tuple(value.shape[:-1])} units for a"
+                    f" text of {tuple(mask.shape)}, so its positions cannot be told apart; use"
+                    " --method filter-search"
+                )
+            found[name] = value.reshape(*mask.shape, -1)[mask]
+        sample = samples[site.key]
+        energy = found["z"].double().square().sum(0)
+        sample.used = energy if sample.used is None else sample.used + energy
+        part = {"x": found["x"].float(), "picture": held[mask]}
+        if apart:
+            part["out"] = found["out"].float()
+            part["question"], part["answer"] = rows[place[:, 0]], batch.answer[mask]
+        sample.add(part)
+
+
+def _tokens(sample: _Sample) -> Tokens:
+    whole = sample.whole()
+    assert sample.used is not None
+    return Tokens(
+        whole["x"],
+        whole["picture"],
+        sample.used,
+        whole.get("out"),
+        whole.get("question"),
+        whole.get("answer"),
+    )
