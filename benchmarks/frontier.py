@@ -20,7 +20,7 @@ from expunge.data import CONDITIONS
 from expunge.edit import edited
 from expunge.evidence import gather
 from expunge.fiction.shipped import checkpoint, suite
-from expunge.methods import METHODS, auto
+from expunge.methods import METHODS, filter_search
 from expunge.methods.base import PICTURE
 from expunge.models import Prompter, load
 from expunge.pipeline import chosen_sites, settled
@@ -55,18 +55,18 @@ def main():
         for n in ("test", *KEPT)
         for c in CONDITIONS
     }
-    config = settled(RunConfig(method="auto"))
+    config = settled(RunConfig(method="filter-search"))
     sites = chosen_sites(model, config)
     by_key = {s.key: s for s in sites}
-    evidence = gather(model, prompter, sets, sites, config, METHODS["auto"])
+    evidence = gather(model, prompter, sets, sites, config, METHODS["filter-search"])
     for noise in (0.0, 0.5, 2.0):
-        (found,) = auto.views_of(evidence, [evidence.kept], noise)
+        (found,) = filter_search.views_of(evidence, [evidence.kept], noise)
         for view, power in itertools.product(("multi", PICTURE), (1.0, 2.0, 4.0)):
-            scales = auto.scales_of(found, {"multi": (view,), "text": ("text",)})
+            scales = filter_search.scales_of(found, {"multi": (view,), "text": ("text",)})
             path = []
             for strength in STRENGTHS:
                 both = dict.fromkeys(CONDITIONS, strength)
-                edits = auto.edits_at(evidence, found, scales, both, None, power)
+                edits = filter_search.edits_at(evidence, found, scales, both, None, power)
                 path.append(figures(model, by_key, probes, edits))
             told = [f"noise {noise} view {view:<7} power {power}"]
             print(" | ".join(told + [at_depth(path, d) for d in DEPTHS]), flush=True)

@@ -1,4 +1,4 @@
-"""Write the low-rank edits of a plan as a LoRA adapter that peft loads."""
+"""Write the edits of a plan as a LoRA adapter that peft loads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import re
 import shutil
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from expunge.errors import InputError
 from expunge.plan import Plan
@@ -16,15 +17,16 @@ from expunge.plan import Plan
 PREFIX = "base_model.model"
 
 
-def write_lora(plan: Plan, folder: str | Path) -> Path:
+def write_lora(plan: Plan, folder: str | Path, model: nn.Module | None = None) -> Path:
     """Write `adapter_config.json` and `adapter_model.safetensors`; the folder appears when done.
 
     `peft.PeftModel.from_pretrained(vanilla, folder)` then says what the edited model says, to
     rounding: the product is added to the output instead of to the weight.
 
     Args:
-        plan: A plan of low-rank edits alone.
+        plan: A plan of low-rank edits and rewired neurons alone.
         folder: Where to write; must not exist, or be empty.
+        model: The vanilla model; needed for rewired neurons, since an adapter holds differences.
 
     Returns:
         The folder.
@@ -36,7 +38,11 @@ def write_lora(plan: Plan, folder: str | Path) -> Path:
     from peft import LoraConfig
 
     folder = Path(folder)
-    factors = _factors(plan)
+    factors, biases = _factors(plan), {}
+    if any(edit.rewire is not None for edit in plan.edits.values()):
+        biases = _add_rewired(plan, model, factors)
+    if not factors:
+        raise InputError("the plan has no low-rank edit, so there is no LoRA adapter to write")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder; choose another")
     ranks = {path: int(b.shape[0]) for path, (_, b) in factors.items()}
@@ -50,11 +56,14 @@ def write_lora(plan: Plan, folder: str | Path) -> Path:
         target_modules=sorted(ranks),
         base_model_name_or_path=plan.provenance.get("base", {}).get("id") or None,
         inference_mode=True,
+        lora_bias=bool(biases),
     )
     named = {}
     for path, (a, b) in factors.items():
         named[f"{PREFIX}.{path}.lora_A.weight"] = b.contiguous().clone()
         named[f"{PREFIX}.{path}.lora_B.weight"] = a.contiguous().clone()
+        if biases:
+            named[f"{PREFIX}.{path}.lora_B.bias"] = biases.get(path, torch.zeros(a.shape[0]))
     temporary = folder.with_name(folder.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -74,18 +83,60 @@ def _factors(plan: Plan) -> dict[str, tuple[Tensor, Tensor]]:
     """Module path -> (A [out, rank], B [rank, width])."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for key, edit in plan.edits.items():
-        if edit.kind != "lowrank" or edit.lowrank is None:
+        if edit.kind not in ("lowrank", "rewire"):
             raise InputError(
-                f"the plan edits {key} by {edit.kind or 'nothing'}; only low-rank edits can become"
-                " a LoRA adapter: save the edited checkpoint instead"
+                f"the plan edits {key} by {edit.kind or 'nothing'}; only low-rank edits or rewired"
+                " neurons can become a LoRA adapter: save the edited checkpoint instead"
             )
         if ".expert." in key or re.search(r"\.shared\.\d+$", key):
             raise InputError(
                 f"the plan edits {key}, one expert of many, which a LoRA adapter of this kind"
                 " cannot hold; save the edited checkpoint instead"
             )
-        if edit.lowrank[1].shape[0]:
+        if edit.lowrank is not None and edit.lowrank[1].shape[0]:
             found[str(plan.sites[key]["path"])] = edit.lowrank
-    if not found:
-        raise InputError("the plan has no low-rank edit, so there is no LoRA adapter to write")
     return found
+
+
+def _add_rewired(
+    plan: Plan, model: nn.Module | None, factors: dict[str, tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """Add the factors of rewired neurons: new rows and columns less the old ones.
+
+    Returns:
+        Module path -> bias to add, for the maps into the hidden units.
+    """
+    from expunge.sites import down_weight, find_sites, inner_bias, inner_of, inner_weight
+
+    if model is None:
+        raise InputError(
+            "the plan replaces neurons, and an adapter holds differences to the old ones: give the"
+            " vanilla model too, plan.to_peft(folder, model)"
+        )
+    sites = {s.key: s for s in find_sites(model)}
+    biases: dict[str, Tensor] = {}
+    for key, edit in plan.edits.items():
+        new, inner = edit.rewire, inner_of(model, sites[key])
+        if new is None or inner is None:
+            continue
+        for (path, first), rows in zip(inner.parts, (new.gate, new.up), strict=False):
+            weight, old = inner_weight(model, path, sites[key]), inner_bias(model, path)
+            places = first + new.index
+            one_hot = torch.zeros(weight.shape[0], len(places))
+            one_hot[places, torch.arange(len(places))] = 1.0
+            _stack(factors, path, one_hot, rows[:, :-1] - weight[places].float().cpu())
+            bias = biases.setdefault(path, torch.zeros(weight.shape[0]))
+            bias[places] = rows[:, -1] - (0 if old is None else old[places].float().cpu())
+        weight = down_weight(model, sites[key])
+        one_hot = torch.zeros(len(new.index), weight.shape[1])
+        one_hot[torch.arange(len(new.index)), new.index] = 1.0
+        change = new.down - weight[:, new.index].float().cpu()
+        _stack(factors, sites[key].path, change, one_hot)
+    return biases
+
+
+def _stack(factors: dict[str, tuple[Tensor, Tensor]], path: str, a: Tensor, b: Tensor) -> None:
+    """Add A B to what a module gets."""
+    if path in factors:
+        a, b = torch.cat([factors[path][0], a], 1), torch.cat([factors[path][1], b], 0)
+    factors[path] = a, b

@@ -24,7 +24,7 @@ from expunge.plan import Plan, SiteEdit
 from expunge.progress import Progress
 from expunge.sites import Inner, Site, inner_of, takes_bias
 from expunge.stats import NeuronStats
-from expunge.tokens import collect_tokens
+from expunge.tokens import collect_tokens, explained
 from expunge.tune import Search
 
 MEASURES = ("neurons", "positive", "gates", "linears", "attributions")
@@ -147,8 +147,13 @@ class Bench:
 
     @cached_property
     def _inner(self) -> dict[str, Inner]:
-        found = {s.key: inner_of(self.model, s) for s in self.sites}
-        return {key: inner for key, inner in found.items() if inner is not None}
+        """Sites whose neurons are what their maps say they are, seen on one example."""
+        known = [(s, i) for s in self.sites if (i := inner_of(self.model, s)) is not None]
+        for condition in CONDITIONS:
+            rows = [e for e in self.sets["forget"] if e.has(condition)][:1]
+            if rows:
+                return explained(self.model, self.prompter, rows, condition, known)
+        return {}
 
     def _measured(
         self, what: str, rows: Sequence[Example], condition: str

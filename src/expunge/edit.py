@@ -193,9 +193,7 @@ def _edit_site(
         undos.append(_steer(down_module(model, site), edit.steer))
 
 
-def _rewire(
-    model: nn.Module, site: Site, new: Rewire, undos: list[Callable[[], None]]
-) -> None:
+def _rewire(model: nn.Module, site: Site, new: Rewire, undos: list[Callable[[], None]]) -> None:
     """Put new neurons in the place of old ones."""
     inner = inner_of(model, site)
     assert inner is not None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from expunge import methods
 from expunge.bench import Bench
 from expunge.collect import Counting, Statistics, collect_statistics
 from expunge.config import RunConfig, bytes_of
@@ -20,7 +21,7 @@ from expunge.noise import altered_like, noise_like, related_like
 from expunge.parallel import part
 from expunge.passes import Name, Passes, groups_within
 from expunge.progress import Progress
-from expunge.sites import Site, down_weight
+from expunge.sites import Site, down_weight, inner_of
 from expunge.stats import NeuronStats, SecondMoment
 from expunge.subspace import workspace
 
@@ -42,6 +43,8 @@ def gather(
     first run while the method reads them.
     """
     shown = progress or Progress()
+    if method.instead and not takes_neurons(model, sites):
+        method = methods.get(method.instead)
     if method.aside:
         return _with_aside(Bench(model, prompter, sets, sites, config, shown), method)
     if method.folds:
@@ -61,7 +64,8 @@ def gather(
         limit = None if config.memory is None else bytes_of(config.memory)
         groups = groups_within(limit, sites, reach, held_beside(sites, method))
         second = Passes(reach, groups, collector.moments)
-    return evidence_of(Bench(model, prompter, sets, sites, config, shown), neurons, second)
+    found = evidence_of(Bench(model, prompter, sets, sites, config, shown), neurons, second)
+    return replace(found, method=method.name)
 
 
 def _with_aside(bench: Bench, method: Method) -> Evidence:
@@ -74,7 +78,13 @@ def _with_aside(bench: Bench, method: Method) -> Evidence:
     noise = noise_like(prompter, kept, seed) + altered_like(prompter, kept, seed)
     noise += related_like(prompter, embeddings, kept, seed)
     sets = {"forget": bench.sets["forget"], "retain": kept, ASIDE: aside, NOISE_SET: noise}
-    return evidence_of(replace(bench, sets=sets), {}, {})
+    return replace(evidence_of(replace(bench, sets=sets), {}, {}), method=method.name)
+
+
+def takes_neurons(model: Any, sites: Sequence[Site]) -> bool:
+    """Whether new neurons can be put into some MLP of the chosen sites."""
+    decodes = getattr(model.config, "is_encoder_decoder", False)
+    return not decodes and any(inner_of(model, s) is not None for s in sites if s.kind == "mlp")
 
 
 def reach_of(

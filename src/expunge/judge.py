@@ -115,7 +115,15 @@ class Judge:
             columns["other_nll"][condition] = _mean([strange.nll[others]])
             apart = strange.nll[others] - own.nll[[i for i, _ in theirs]]
             columns["likelier"][condition] = float((apart.sign() + 1).mean()) / 2
-        return Verdict(held_out={}, held_out_nll={}, **columns)
+        return Verdict(
+            columns["recalled"],
+            columns["nll"],
+            columns["other_nll"],
+            {},
+            {},
+            columns["likelier"],
+            columns["other_recalled"],
+        )
 
     def _run(
         self, names: Sequence[str], edits: Mapping[str, SiteEdit]

@@ -90,7 +90,7 @@ def altered_like(
 
     found = []
     for count, place in enumerate(rng.integers(len(examples), size=number)):
-        like, other = examples[place], examples[rng.integers(len(examples))]
+        like, other = examples[place], examples[int(rng.integers(len(examples)))]
         image = _blended(like, other, rng) if count % 2 else None
         asked = like.question if image is None or rng.random() < 0.5 else altered(like.question)
         text = altered(like.text_question) if like.has("text") else None

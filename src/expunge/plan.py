@@ -263,11 +263,11 @@ class Plan:
 
         return apply(model, self)
 
-    def to_peft(self, folder: str | Path) -> Path:
-        """Write the low-rank edits as a LoRA adapter folder for peft."""
+    def to_peft(self, folder: str | Path, model: Any = None) -> Path:
+        """Write the plan as a LoRA adapter folder for peft; see `adapters.write_lora`."""
         from expunge.adapters import write_lora
 
-        return write_lora(self, Path(folder))
+        return write_lora(self, Path(folder), model)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the plan file as `plan.safetensors` to a Hub repository; returns its address."""

@@ -1,4 +1,4 @@
-"""What enters an MLP, position by position: a bounded sample, for methods that look at single ones."""
+"""What enters an MLP, position by position: a bounded sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from expunge.errors import InputError
 from expunge.methods.base import Tokens
 from expunge.models import Batch, Prompter, accepts, batches, placeholder_mask
 from expunge.prefix import Shared, lean, shared_batches
-from expunge.sites import Inner, Site, down_module
+from expunge.sites import Inner, Site, down_module, explains
 
 
 @dataclass
@@ -107,6 +107,29 @@ def collect_tokens(
     return {key: _tokens(sample) for key, sample in samples.items() if sample.parts}
 
 
+@torch.inference_mode()
+def explained(
+    model: Any,
+    prompter: Prompter,
+    examples: Sequence[Example],
+    condition: str,
+    places: Sequence[tuple[Site, Inner]],
+) -> dict[str, Inner]:
+    """Of the places, by site key, those whose maps give the very neurons that are seen."""
+    seen: dict[str, Tensor] = {}
+    found = {}
+    with _heard(model, places, seen):
+        for batch in batches(model, prompter, examples, condition, batch_size=len(examples)):
+            model(**batch.inputs, **lean(model))
+            for site, inner in places:
+                x, z = (seen.get(f"{site.key}/{name}") for name in ("x", "z"))
+                if x is not None and z is not None:
+                    x, z = x.flatten(0, -2), z.flatten(0, -2)
+                    if explains(model, site, inner, x, z):
+                        found[site.key] = inner
+    return found
+
+
 @contextlib.contextmanager
 def _heard(
     model: nn.Module, places: Sequence[tuple[Site, Inner]], seen: dict[str, Tensor]
@@ -153,8 +176,8 @@ def _keep(
                 )
             found[name] = value.reshape(*mask.shape, -1)[mask]
         sample = samples[site.key]
-        energy = found["z"].double().square().sum(0)
-        sample.used = energy if sample.used is None else sample.used + energy
+        peak = found["z"].float().abs().amax(0)
+        sample.used = peak if sample.used is None else torch.maximum(sample.used, peak)
         part = {"x": found["x"].float(), "picture": held[mask]}
         if apart:
             part["out"] = found["out"].float()

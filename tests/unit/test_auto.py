@@ -1,4 +1,4 @@
-"""The default method: its search on known curves, its folds, and what it does to the real world."""
+"""Searches of strengths on known curves, folds, and what the default method does to the world."""
 
 import itertools
 import math
@@ -12,8 +12,9 @@ from expunge.evaluate import teacher_forced
 from expunge.evidence import folded
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.judge import drawn, with_other_answers
-from expunge.methods import auto
+from expunge.methods import search
 from expunge.methods.base import Verdict
+from expunge.methods.filter_search import PACE, scales_of
 from expunge.models import Prompter, load
 from expunge.pipeline import make_plan
 from expunge.probe_set import ProbeSet
@@ -31,11 +32,11 @@ def verdict(nll, other, kept):
 
 def searched(judge, keep=0.97):
     steps = []
-    chosen = auto.search(judge, verdict(0.0, 6.0, 1.0), keep, steps)
+    chosen = search.search(judge, verdict(0.0, 6.0, 1.0), keep, steps, PACE)
     return chosen, steps
 
 
-TOLERANCE = auto.FACTOR ** (1 / 2**auto.HALVINGS) + 1e-9
+TOLERANCE = search.FACTOR ** (1 / 2**PACE.halvings) + 1e-9
 
 
 def test_search_stops_at_the_weakest_strength_that_forgets():
@@ -44,7 +45,7 @@ def test_search_stops_at_the_weakest_strength_that_forgets():
     )
     assert set(chosen) == set(CONDITIONS) and chosen["multi"] == chosen["text"]
     assert 1.3 <= chosen["multi"] <= 1.3 * TOLERANCE
-    assert len(steps) <= auto.RISES + auto.HALVINGS
+    assert len(steps) <= PACE.rises + PACE.halvings
 
 
 def test_search_stays_inside_the_limit_when_that_comes_first():
@@ -56,7 +57,7 @@ def test_search_stays_inside_the_limit_when_that_comes_first():
 
 
 def test_search_goes_below_the_first_strength_when_that_harms_too_much():
-    limit = auto.FIRST / 5
+    limit = PACE.first / 5
     chosen, _ = searched(lambda s: verdict(s["multi"], 30.0, 1.0 if s["multi"] <= limit else 0.5))
     assert 0 < chosen["multi"] <= limit
 
@@ -64,13 +65,13 @@ def test_search_goes_below_the_first_strength_when_that_harms_too_much():
 def test_search_gives_up_when_even_the_weakest_harms_too_much():
     chosen, steps = searched(lambda s: verdict(1.0, 3.0, 0.5))
     assert chosen == dict.fromkeys(CONDITIONS, 0.0)
-    assert len(steps) == 1 + auto.HALVINGS
+    assert len(steps) == 1 + PACE.halvings
 
 
 def test_search_takes_the_last_rise_when_hardly_anything_happens():
     chosen, steps = searched(lambda s: verdict(0.01 * s["multi"], 3.0, 1.0))
-    assert chosen["multi"] == pytest.approx(auto.FIRST * auto.FACTOR ** (auto.RISES - 1))
-    assert len(steps) == auto.RISES
+    assert chosen["multi"] == pytest.approx(PACE.first * search.FACTOR ** (PACE.rises - 1))
+    assert len(steps) == PACE.rises
 
 
 def test_a_condition_that_is_ahead_waits_for_the_other():
@@ -80,12 +81,12 @@ def test_a_condition_that_is_ahead_waits_for_the_other():
         return verdict({"multi": 0.4 * s["multi"], "text": 3.2 * s["text"]}, 3.0, 1.0)
 
     chosen, steps = searched(judge)
-    shares = auto.progress(judge(chosen))
+    shares = search.progress(judge(chosen))
     assert chosen["multi"] > 3 * chosen["text"]
     assert min(shares.values()) == 1.0
-    for before, after in itertools.pairwise(steps[: auto.RISES]):
-        done = auto.progress(before.verdict)
-        if done["text"] > done["multi"] + auto.BEHIND:
+    for before, after in itertools.pairwise(steps[: PACE.rises]):
+        done = search.progress(before.verdict)
+        if done["text"] > done["multi"] + search.BEHIND:
             assert after.strengths["text"] <= before.strengths["text"]
 
 
@@ -95,7 +96,7 @@ def test_of_candidates_that_do_not_forget_the_most_even_one_is_taken():
 
     chosen, steps = searched(judge)
     inside = [s for s in steps if s.kept >= 0.97]
-    least = {tuple(s.strengths.values()): min(auto.progress(s.verdict).values()) for s in inside}
+    least = {tuple(s.strengths.values()): min(search.progress(s.verdict).values()) for s in inside}
     assert least[tuple(chosen.values())] == max(least.values())
 
 
@@ -106,17 +107,17 @@ def test_a_view_stands_for_a_condition_by_its_clearest_direction():
     for number, top in enumerate((2.0, 5.0, 50.0)):
         moments = {"multi": eye * 3, "picture": eye * top, "text": eye * 7}
         sites[f"language.{number}"] = views(moments, eye, ridge=0.0, number=4)
-    scales = auto.scales_of(sites)
+    scales = scales_of(sites)
     assert scales["multi"] == ("picture", pytest.approx(5.0, rel=1e-4))
     assert scales["text"] == ("text", pytest.approx(7.0, rel=1e-4))
     without = {k: views({"text": eye}, eye, ridge=0.0, number=4) for k in sites}
-    assert list(auto.scales_of(without)) == ["text"]
+    assert list(scales_of(without)) == ["text"]
 
 
 def test_kept_is_the_worse_condition_relative_to_the_start():
     start = Verdict({}, {}, {}, {"multi": 0.8, "text": 0.5}, {})
     now = Verdict({}, {}, {}, {"multi": 0.8, "text": 0.4}, {})
-    assert auto.kept_share(start, now) == pytest.approx(0.8)
+    assert search.kept_share(start, now) == pytest.approx(0.8)
 
 
 def test_folds_share_no_subject_and_lose_no_row():

@@ -15,7 +15,7 @@ from expunge.evidence import each_picture, folded, gather
 from expunge.fiction.build import IMAGE_TOKENS, build_model, build_processor
 from expunge.fiction.world import World
 from expunge.methods import METHODS
-from expunge.methods.auto import NOISE, RIDGE, views_of
+from expunge.methods.filter_search import NOISE, RIDGE, views_of
 from expunge.methods.filters import moment
 from expunge.models import Prompter
 from expunge.noise import noise_like
@@ -80,11 +80,11 @@ def test_a_signal_is_no_picture(prompter, sets, tmp_path):
 def test_the_default_method_counts_noise_at_all_positions(prompter, sets):
     """Its moment is that of `collect_statistics`, added to the retain moment with its weight."""
     model = build_model(build_processor()).eval()
-    config = settled(RunConfig(method="auto"))
+    config = settled(RunConfig(method="filter-search"))
     assert config.positions == "no_image"
     sites = chosen_sites(model, config)[:1]
     given = {"forget": sets["forget"][:6], "retain": sets["retain"][:30]}
-    evidence = gather(model, prompter, given, sites, config, METHODS["auto"])
+    evidence = gather(model, prompter, given, sites, config, METHODS["filter-search"])
     folds = evidence.kept
     key = sites[0].key
     found = moment(evidence, ("noise",), key)
@@ -111,13 +111,13 @@ def test_the_default_method_counts_noise_at_all_positions(prompter, sets):
 def test_picture_positions_are_those_that_the_text_positions_leave_out(prompter, sets):
     """One row a picture; text positions and picture positions together are all positions."""
     model = build_model(build_processor()).eval()
-    config = settled(RunConfig(method="auto"))
+    config = settled(RunConfig(method="filter-search"))
     sites = chosen_sites(model, config)[:1]
     rows = sets["forget"][:4]
     again = [*rows, replace(rows[0], question="What else?")]
     assert each_picture(again) == list(rows)
     given = {"forget": rows, "retain": sets["retain"][:20]}
-    evidence = gather(model, prompter, given, sites, config, METHODS["auto"])
+    evidence = gather(model, prompter, given, sites, config, METHODS["filter-search"])
     whole = collect_statistics(
         model, prompter, rows, "multi", sites=sites, neurons=False, moments=True
     ).moments[sites[0].key]
@@ -129,4 +129,6 @@ def test_picture_positions_are_those_that_the_text_positions_leave_out(prompter,
 
 def fold_rows(retain: list[Example], seed: int) -> list[Example]:
     """Retain rows in the order in which the pipeline has them, fold by fold."""
-    return [e for rows in folded(retain, METHODS["auto"].folds, seed).values() for e in rows]
+    return [
+        e for rows in folded(retain, METHODS["filter-search"].folds, seed).values() for e in rows
+    ]

@@ -58,7 +58,7 @@ def limits(llava64):
     """Method -> memory that takes three passes or more."""
     sites = [s for s in find_sites(llava64) if s.tower in ("connector", "language") and not s.dead]
     found = {}
-    for name in ("filter", "directions", "auto"):
+    for name in ("filter", "directions", "filter-search"):
         views = 3 if METHODS[name].picture else 2
         sets = views * (1 + max(METHODS[name].folds, 1))
         width = max(s.width for s in sites)
@@ -66,7 +66,7 @@ def limits(llava64):
     return found
 
 
-@pytest.mark.parametrize("method", ["filter", "directions", "auto"])
+@pytest.mark.parametrize("method", ["filter", "directions", "filter-search"])
 def test_the_plan_is_the_same_however_many_passes(method, limits, llava64, processor, few):
     options = {"method": method, "strength": 0.3, "batch_size": 4}
     forget, retain = few["forget"], few["retain"]
@@ -118,7 +118,7 @@ def plan(method, memory=None):
 plan("manu")  # every library is loaded, every forward pass has run once
 before = status("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
-made = plan("auto", sys.argv[1] if len(sys.argv) > 1 else None)
+made = plan("filter-search", sys.argv[1] if len(sys.argv) > 1 else None)
 print(len(made.provenance["passes"]), status("VmHWM") - before)
 """
 

@@ -86,7 +86,7 @@ class Tokens:
     Attributes:
         x: Inputs, float32 [n, in].
         picture: Whether the position holds a part of a picture, bool [n].
-        used: Sum of z^2 over all positions run, float64 [width].
+        used: Greatest |z| over all positions run, float32 [width].
         out: What the MLP put out, float32 [n, out]; only where questions are told apart.
         question: Place of the question in its set, int64 [n]; the same.
         answer: Whether the position holds a token of the answer, bool [n]; the same.
@@ -193,6 +193,7 @@ class Evidence:
         moments: (set, condition) -> site key -> second moment.
         weight: Returns the down projection of a site, [out, width].
         access: The model, for methods that run it themselves.
+        method: Name of the method it was gathered for, which may be another than was asked for.
         judge: Carries a candidate, and the same made without each fold, out on the model for a
             moment and says what they do (`judge.Judge`).
     """
@@ -205,6 +206,7 @@ class Evidence:
     judge: Callable[[Mapping[str, SiteEdit], Sequence[Mapping[str, SiteEdit]]], Verdict] | None = (
         None
     )
+    method: str | None = None
 
     @property
     def kept(self) -> list[str]:

@@ -15,10 +15,8 @@ what is kept, as a stand-in for everything that no retain set shows.
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +38,7 @@ PACE = Pace(first=1.0, rises=6, halvings=3, done=progress)
 NUMBER = 128
 CHOICES = {"multi": ("multi", PICTURE), "text": ("text",)}
 VIEWS = (*CONDITIONS, PICTURE)
+
 
 def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     """Build the directions, and search their strengths unless one is given."""

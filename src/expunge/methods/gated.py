@@ -1,24 +1,25 @@
 """The default method: neurons nobody needs become detectors of the forget set, and take it out.
 
-A linear edit takes from everybody in proportion; a neuron has a threshold. Site after site, from the
-first: what enters the MLP at the forget questions (the sites before are edited already) is compared
-with what enters it at retain questions and at questions about nothing in particular. For each
-subject and condition a few detectors are found (see `detectors`): silent on all that is kept,
+A linear edit takes from everybody in proportion; a neuron has a threshold. Site after site, from
+the first: what enters the MLP at the forget questions (the sites before are edited already) is
+compared with what enters it at retain questions and at questions about nothing in particular. For
+each subject and condition a few detectors are found (see `detectors`): silent on all that is kept,
 speaking on a group of the subject's positions. Each becomes one neuron, in the place of one that
 hardly does anything, and writes the reverse of what the MLP says at those positions, so that what
-the layer knew of the subject goes no further. When the reference answers are no likelier than
-strangers' answers, no more sites are edited.
+the layer knew of the subject goes no further. When the model answers about a subject like one that
+never knew (see `search.unknown`), it gets no more detectors.
 
-How far above the kept inputs a threshold lies and how loud a new neuron is are one strength for each
-condition, found by search. What it costs is asked of retain subjects that were put aside, under
-detectors found without them; those of the plan are found with them. Forward passes are all it takes.
+How far above the kept inputs a threshold lies and how loud a new neuron is are one strength for
+each condition, found by search. What it costs is asked of retain subjects that were put aside,
+under detectors found without them; those of the plan are found with them. Forward passes are all
+it takes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from torch import Tensor
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS
 from expunge.detectors import Background, detector
+from expunge.errors import InputError
 from expunge.methods.base import (
     ASIDE,
     NOISE_SET,
@@ -39,13 +41,13 @@ from expunge.methods.base import (
     Tokens,
     Verdict,
 )
-from expunge.methods.search import Pace, Step, Strengths, unknown, search, told
+from expunge.methods.search import Pace, Step, Strengths, search, told, unknown
 from expunge.plan import Rewire, SiteEdit
 
 KEPT_SETS = ("retain", NOISE_SET)
 ALL_KEPT = (*KEPT_SETS, ASIDE)
 VIEWS = {"multi": ("multi", PICTURE), "text": ("text",)}
-MOST = 6
+ADDED = (1, 2, 3)
 COVER = 0.25
 FEWEST = 3
 HIGHEST = 0.9
@@ -54,7 +56,7 @@ HELD_SITES = 4
 LEAPS = 8
 SPARE = 32
 LARGEST_SHARE = 8
-LOUD = 16.0
+SHARP = 256.0
 GAIN = 8.0
 SLACK = 0.15
 STEADY = 0.5
@@ -87,12 +89,14 @@ class Place:
         fit: How new neurons can be put in.
         constant: Row that stands for 1 where there is no bias, float32 [in], or None.
         pool: Neurons that can be given up, least used first, int64.
+        size: Typical (median) norm of a neuron's weights out.
         found: Detectors.
     """
 
     fit: Fit
     constant: Tensor | None
     pool: Tensor
+    size: float
     found: list[Found] = field(default_factory=list)
 
 
@@ -127,6 +131,11 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     start = judge({}, [{}])
     chain = Chain(evidence, start)
     chain.run()
+    if not any(place.found for place in chain.places.values()):
+        raise InputError(
+            "no neuron could be made to tell the forget set from what is kept; take --method"
+            " filter-search, or check that forget and retain are not about the same subjects"
+        )
     steps: list[Step] = []
     notes: dict[str, Any] = {"views": chain.views}
     if config.strength is None:
@@ -170,49 +179,91 @@ class Chain:
         fits = {s.key: fit for s in self.evidence.sites if (fit := access.fit(s.key)) is not None}
         kept = Kept(access, list(leaps(list(fits))))
         now = self.start
-        for turn in range(2):
+        for turn, enough in enumerate((1.0, POOR)):
             for key in kept.keys:
-                left = {c for c, share in unknown(now).items() if share < (1, POOR)[turn]}
-                if not left & ({"multi"} if turn else left):
+                left = {c for c, share in unknown(now).items() if share < enough}
+                left &= {"multi"} if turn else left
+                if not left:
                     break
-                known = {
-                    c: {s for s, v in now.apart.items() if unknown(v).get(c, 1.0) < 1} for c in left
-                }
-                self._site(kept, key, fits[key], known, turn)
-                now = judge(edits_at(self.places, dict.fromkeys(self.start.nll, 1.0)), [])
+                now = [now, *self._site(kept, key, fits[key], now, left, turn)][-1]
 
     def _site(
-        self, kept: Kept, key: str, fit: Fit, known: Mapping[str, set[str]], turn: int
-    ) -> None:
-        """Find detectors at one site for the subjects that are still known under a condition."""
-        access = self.evidence.access
-        assert access is not None
-        now = edits_at(self.places, dict.fromkeys(self.start.nll, 1.0))
-        given = {c: access.tokens("forget", c, [key], now, apart=True).get(key) for c in known}
+        self, kept: Kept, key: str, fit: Fit, now: Verdict, left: set[str], turn: int
+    ) -> Iterator[Verdict]:
+        """Find detectors at one site, a few for each subject at a time while it is still known.
+
+        Args:
+            kept: What enters the sites on all that is kept.
+            key: The site.
+            fit: How new neurons can be put in there.
+            now: The last verdict.
+            left: Conditions that are not forgotten yet; may change between verdicts.
+            turn: 1 to look at the other view of pictures.
+
+        Yields:
+            A verdict after every addition.
+        """
+        access, judge = self.evidence.access, self.evidence.judge
+        assert access is not None and judge is not None
+        before = edits_at(self.places, dict.fromkeys(self.start.nll, 1.0))
+        given = {
+            c: access.tokens("forget", c, [key], before, apart=True).get(key) for c in sorted(left)
+        }
         samples = kept.at(key)
+        seekers = []
         for places, sets in ((self.places, ALL_KEPT), (self.shadow, KEPT_SETS)):
             background = Background.of(torch.cat([t.x for n in sets for t in samples.get(n, [])]))
             place = places.get(key) or _place(self.evidence, key, fit, background, samples)
             if place is None:
                 return
-            seeker = Seeker(access, background, place)
-            for condition, tokens in given.items():
-                if tokens is not None:
-                    place.found += self._viewed(seeker, condition, tokens, known[condition], turn)
             places[key] = place
+            seekers.append(Seeker(access, background, place))
+        for number in ADDED:
+            known = {
+                c: {s for s, v in now.apart.items() if unknown(v).get(c, 1.0) < 1} for c in left
+            }
+            before_count = len(self.places[key].found)
+            for seeker in seekers:
+                for condition, subjects in sorted(known.items()):
+                    tokens = given[condition]
+                    if tokens is not None and subjects:
+                        looked = Looked(condition, tokens, subjects, number)
+                        seeker.place.found += self._viewed(seeker, looked, turn)
+            if len(self.places[key].found) == before_count:
+                return
+            now = judge(edits_at(self.places, dict.fromkeys(self.start.nll, 1.0)), [])
+            yield now
+            left &= {c for c, share in unknown(now).items() if share < 1}
+            if not left:
+                return
 
-    def _viewed(
-        self, seeker: Seeker, condition: str, tokens: Tokens, known: set[str], turn: int
-    ) -> list[Found]:
+    def _viewed(self, seeker: Seeker, looked: Looked, turn: int) -> list[Found]:
         """Detectors for a condition; the first site decides which view of it answers better."""
-        choices = VIEWS[condition]
-        if condition not in self.views:
-            found = {view: seeker.seek(condition, view, tokens, known) for view in choices}
-            self.views[condition] = max(choices, key=lambda v: found[v][1])
-            return found[self.views[condition]][0]
-        view = self.views[condition]
+        choices = VIEWS[looked.condition]
+        if looked.condition not in self.views:
+            found = {view: seeker.seek(looked, view) for view in choices}
+            self.views[looked.condition] = max(choices, key=lambda v: found[v][1])
+            return found[self.views[looked.condition]][0]
+        view = self.views[looked.condition]
         view = view if not turn else next((v for v in choices if v != view), view)
-        return seeker.seek(condition, view, tokens, known)[0]
+        return seeker.seek(looked, view)[0]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What is looked through.
+
+    Attributes:
+        condition: The condition.
+        tokens: What enters the site at the forget questions under it.
+        subjects: The subjects that are still known.
+        number: How many detectors each gets at most.
+    """
+
+    condition: str
+    tokens: Tokens
+    subjects: set[str]
+    number: int
 
 
 def leaps(keys: Sequence[str]) -> Iterator[str]:
@@ -233,13 +284,12 @@ def _place(
     assert evidence.weight is not None
     if not fit.bias and background.steady < STEADY:
         return None
-    used = sum(t.used for each in samples.values() for t in each)
-    assert isinstance(used, Tensor)
+    used = torch.stack([t.used for each in samples.values() for t in each]).amax(0)
     weight = evidence.weight(key)
-    loss = used.to(weight.device) * weight.double().square().sum(0)
+    loss = used.to(weight.device) * weight.float().norm(dim=0)
     pool = loss.argsort(stable=True)[: max(1, len(loss) // LARGEST_SHARE)].cpu()
     constant = None if fit.bias else background.constant.float()
-    return Place(fit, constant, pool)
+    return Place(fit, constant, pool, float(weight.float().norm(dim=0).median()))
 
 
 @dataclass
@@ -250,35 +300,34 @@ class Seeker:
     background: Background
     place: Place
 
-    def seek(
-        self, condition: str, view: str, tokens: Tokens, known: set[str]
-    ) -> tuple[list[Found], float]:
-        """Detectors of the known subjects, and the mean share of their questions they answer."""
+    def seek(self, looked: Looked, view: str) -> tuple[list[Found], float]:
+        """Detectors of the subjects, and the mean share of their questions that they answer."""
+        tokens = looked.tokens
         assert tokens.question is not None and tokens.answer is not None
-        owners = self.access.owners("forget", condition)
+        owners = self.access.owners("forget", looked.condition)
         names = sorted(set(owners))
         own = torch.tensor([names.index(o) for o in owners])[tokens.question.cpu()]
-        looked = ~tokens.answer if view == "text" else ~tokens.answer & (
-            tokens.picture if view == PICTURE else ~tokens.picture
-        )
+        inside = ~tokens.answer
+        if view != "text":
+            inside = inside & (tokens.picture if view == PICTURE else ~tokens.picture)
+        for known in self.place.found:
+            inside = inside & (self._level(tokens.x, known.row) <= known.kept)
         found, covered = [], 0.0
-        for number, name in enumerate(names):
-            if name not in known:
-                continue
-            mine = looked.cpu() & (own == number)
-            each, share = self._subject(condition, tokens, torch.nonzero(mine)[:, 0])
+        for name in sorted(looked.subjects):
+            mine = torch.nonzero(inside.cpu() & (own == names.index(name)))[:, 0]
+            each, share = self._subject(looked, mine)
             found += each
-            covered += share / len(known)
+            covered += share / len(looked.subjects)
         return found, covered
 
-    def _subject(
-        self, condition: str, tokens: Tokens, mine: Tensor
-    ) -> tuple[list[Found], float]:
+    def _subject(self, looked: Looked, mine: Tensor) -> tuple[list[Found], float]:
+        """Detectors of one subject at its positions `mine`, and the share of questions answered."""
+        tokens = looked.tokens
         assert tokens.question is not None and tokens.out is not None
         total = tokens.question[mine].unique().numel()
         found: list[Found] = []
         answered: set[int] = set()
-        while len(found) < MOST and len(mine) >= FEWEST:
+        while len(found) < looked.number and len(mine) >= FEWEST:
             x = tokens.x[mine]
             row, kept, level = self._detector(x)
             fires = level > kept
@@ -288,7 +337,7 @@ class Seeker:
             weight = (level - kept).clamp_min(0)
             take = (weight[:, None] * tokens.out[mine]).sum(0) / weight.sum()
             mean = float(level[fires].mean())
-            found.append(Found(condition, row / mean, kept / mean, take))
+            found.append(Found(looked.condition, row / mean, kept / mean, take))
             answered |= set(questions)
             mine = mine[~fires.cpu()]
         return found, len(answered) / max(total, 1)
@@ -323,25 +372,27 @@ def edits_at(places: Mapping[str, Place], strengths: Strengths) -> dict[str, Sit
 
 def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
     """New neurons for detectors, in the places of the least used ones."""
-    rows, down = [], []
-    for each in new:
-        strength = strengths[each.condition]
-        edge = threshold(each.kept, strength)
-        loud = LOUD / max(1 - edge, 1 - HIGHEST)
-        rows.append(torch.cat([each.row, each.row.new_tensor([-edge])]) * loud)
-        down.append(-GAIN * strength / LOUD * each.take)
-    gate = torch.stack(rows)
-    up = torch.zeros_like(gate)[: len(gate) if place.fit.gated else 0]
-    if place.constant is None:
-        up[:, -1] = 1.0
-    else:
-        gate[:, :-1] += gate[:, -1:] * place.constant
-        gate[:, -1] = 0.0
-        up[:, :-1] = place.constant
+    edges = torch.tensor([threshold(f.kept, strengths[f.condition]) for f in new])
+    gains = torch.tensor([GAIN * strengths[f.condition] for f in new])
+    take = torch.stack([f.take for f in new], 1).cpu()
+    one = torch.zeros(len(new[0].row) + 1) if place.constant is None else place.constant.cpu()
+    one = torch.cat([one, torch.zeros(1)]) if len(one) == len(new[0].row) else one
+    one[-1] = float(place.constant is None)
+    rows = torch.stack([torch.cat([f.row.cpu(), torch.zeros(1)]) for f in new])
+    wide = (1 - edges).clamp_min(1 - HIGHEST)
+    # as loud as makes the weights out of the new neuron about as large as those of the others
+    amount = (gains * take.norm(dim=0) / place.size).clamp_min(1e-6)
+    sharp = torch.full_like(amount, SHARP) if place.fit.gated else amount.clamp_min(SHARP)
+    gate = (rows - edges[:, None] * one) * (sharp / wide)[:, None]
+    up = (amount / sharp)[:, None] * one if place.fit.gated else gate[:0]
+    down = -take * (gains / (amount if place.fit.gated else sharp))
     pool = place.pool[: 2 * len(new) + SPARE]
     order = pool[: len(new)].argsort()
     return Rewire(
-        pool[: len(new)][order], gate[order].cpu(), up.cpu(), torch.stack(down, 1)[:, order].cpu(),
+        pool[: len(new)][order],
+        gate[order],
+        up[order] if len(up) else up,
+        down[:, order],
         pool.sort().values,
     )
 
@@ -358,6 +409,6 @@ METHOD = Method(
     decide=decide,
     aside=0.25,
     instead="filter-search",
-    noise=True,
+    positions="no_image",
     towers=("language",),
 )

@@ -12,6 +12,7 @@ from expunge.methods.base import Verdict
 FACTOR = 2.0
 BEHIND = 0.25
 GUESSED = 0.1
+UNEVEN = 0.2
 
 Strengths = Mapping[str, float]
 """Condition -> strength; what 1 means is the method's."""
@@ -124,16 +125,15 @@ def _between(low: Strengths, high: Strengths) -> Strengths:
 def unknown(now: Verdict) -> dict[str, float]:
     """By condition: how near the model is to one that never knew, at most 1.
 
-    Three signs, of which the weakest counts: the loss on the reference answers against that on
-    strangers' answers; how often the reference answer is the likelier of the two (1 at half of the
-    time); how often it is not the greedy one, against strangers' answers (1 within `GUESSED`).
+    Two signs, of which the weaker counts: how often the reference answer is not the greedy one,
+    against strangers' answers, and how often a stranger's answer is the likelier of the two. Both
+    are 1 already a little before they are even, since they are shares of few questions.
     """
     found = {}
-    for condition, loss in progress(now).items():
-        rank = (1 - now.likelier.get(condition, 0.0)) / (0.5 - GUESSED)
-        missed = 1 - now.recalled[condition]
+    for condition, recalled in now.recalled.items():
+        rank = (1 - now.likelier.get(condition, 0.5)) / (0.5 - UNEVEN)
         strange = 1 - now.other_recalled.get(condition, 0.0) - GUESSED
-        found[condition] = min(1.0, loss, rank, missed / max(strange, GUESSED))
+        found[condition] = min(1.0, rank, (1 - recalled) / max(strange, GUESSED))
     return found
 
 

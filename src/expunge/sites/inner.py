@@ -102,14 +102,13 @@ def inner_bias(model: nn.Module, path: str) -> Tensor | None:
 
 def explains(model: nn.Module, site: Site, inner: Inner, x: Tensor, z: Tensor) -> bool:
     """Whether inputs x [n, in] really give the neurons z [n, width] that were seen."""
-    made = None
+    made = torch.ones_like(z)
     for number, (path, first) in enumerate(inner.parts):
         weight = inner_weight(model, path, site)[first : first + site.width].to(x)
         bias = inner_bias(model, path)
         rows = x @ weight.T
         rows = rows if bias is None else rows + bias[first : first + site.width].to(x)
-        made = inner.act(rows) if number == 0 else made * rows
-    assert made is not None
+        made = made * (inner.act(rows) if number == 0 else rows)
     return float((made - z).norm()) <= CLOSE * float(z.norm()) + 1e-6
 
 
@@ -145,7 +144,7 @@ def grow_bias(model: nn.Module, inner: Inner) -> Callable[[], None]:
 
     def undo() -> None:
         for linear in grown:
-            linear.bias = None
+            linear.register_parameter("bias", None)
         for config in configs:
             setattr(config, BIAS_FLAG, False)
 
@@ -159,7 +158,11 @@ def _biasless(model: nn.Module, path: str) -> nn.Module | None:
         module: Any = model.get_submodule(".".join(names[:number]))
         config = getattr(module, "config", None)
         if getattr(config, BIAS_FLAG, None) is False and hasattr(module, "layers"):
-            return module if all(m.weight.device.type != "meta" for m in _mlp_linears(module)) else None
+            return (
+                module
+                if all(m.weight.device.type != "meta" for m in _mlp_linears(module))
+                else None
+            )
     return None
 
 

@@ -1,0 +1,211 @@
+"""The default method on the embedded world: what it does, and that its neurons are what it says."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from expunge.data import CONDITIONS
+from expunge.edit import applied, fingerprint, save_checkpoint
+from expunge.errors import InputError
+from expunge.fiction.shipped import checkpoint, suite
+from expunge.methods.gated import leaps, threshold
+from expunge.models import Prompter, batches, load
+from expunge.pipeline import make_plan
+from expunge.plan import Plan
+from expunge.probe_set import ProbeSet
+from expunge.sites import explains, find_sites, inner_of
+
+GROUP = 1  # one of those that constants were chosen on
+
+
+@pytest.fixture(scope="module")
+def world():
+    return load(checkpoint("vanilla"))
+
+
+@pytest.fixture(scope="module")
+def questions():
+    return suite(10, GROUP).sets
+
+
+@pytest.fixture(scope="module")
+def plan(world, questions):
+    return make_plan(*world, questions["forget"], questions["retain"])
+
+
+@pytest.fixture(scope="module")
+def small(world):
+    """A plan at a given strength, from few questions."""
+    sets = suite(5, 2).sets
+    return make_plan(*world, sets["forget"][::2], sets["retain"][::6], strength=1.0)
+
+
+def accuracy(world, rows, condition):
+    return ProbeSet(world[0], Prompter(world[1]), rows, condition).run(world[0]).accuracy
+
+
+def logits(model, processor, rows, condition="text"):
+    (batch,) = batches(model, Prompter(processor), rows, condition, batch_size=len(rows))
+    with torch.inference_mode():
+        return model(**batch.inputs).logits
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_it_forgets_and_keeps(world, questions, plan, condition):
+    with applied(world[0], plan):
+        found = {n: accuracy(world, rows, condition) for n, rows in questions.items()}
+    assert found["forget"] <= 0.25 and found["test"] <= 0.28
+    assert found["retain"] >= 0.98 and found["neighbor"] >= 0.93
+    assert found["real"] >= 0.93 and found["skills"] >= 0.85
+
+
+def test_the_plan_is_small_and_tells_its_search(world, plan):
+    size = sum(p.numel() * p.element_size() for p in world[0].parameters())
+    assert plan.bytes < 0.03 * size
+    (picked,) = [s for s in plan.provenance["notes"]["search"]["steps"] if s["chosen"]]
+    assert picked["kept"] >= 0.9 and set(picked["likelier"]) == set(CONDITIONS)
+
+
+def test_undo_is_bit_exact_and_takes_the_bias_away(world, small):
+    model = world[0]
+    before, names = fingerprint(model), [n for n, _ in model.named_parameters()]
+    with applied(model, small):
+        assert fingerprint(model) != before and model.config.text_config.mlp_bias
+    assert fingerprint(model) == before
+    assert [n for n, _ in model.named_parameters()] == names
+    assert not model.config.text_config.mlp_bias
+
+
+def test_saved_and_loaded_again_it_says_the_same(world, small, questions, tmp_path):
+    model, processor = world
+    with applied(model, small):
+        save_checkpoint(model, processor, tmp_path / "model")
+        said = logits(model, processor, questions["forget"][:3])
+    again, processor = load(tmp_path / "model")
+    assert torch.equal(logits(again, processor, questions["forget"][:3]), said)
+
+
+def test_a_plan_file_holds_it_whole(small, tmp_path):
+    read = Plan.load(small.save(tmp_path / "plan.safetensors"))
+    for key, edit in small.edits.items():
+        assert read.edits[key].kind == "rewire" and read.edits[key].count == edit.count
+        for name, tensor in edit.tensors().items():
+            assert torch.equal(read.edits[key].tensors()[name], tensor)
+
+
+def test_new_neurons_do_what_the_plan_says(world, small, questions):
+    """At one site, against a loop over neurons in float64."""
+    model, processor = world
+    key, edit = next(iter(small.edits.items()))
+    site = next(s for s in find_sites(model) if s.key == key)
+    block = model.get_submodule(site.path.rpartition(".")[0])
+    seen = []
+    hook = block.register_forward_hook(lambda m, given, out: seen.append((given[0], out)))
+    try:
+        logits(model, processor, questions["forget"][:2])
+        only = Plan({key: edit}, {key: small.sites[key]})
+        with applied(model, only, check=False):
+            logits(model, processor, questions["forget"][:2])
+    finally:
+        hook.remove()
+    (x, out), (_, changed) = ((a.double().flatten(0, 1), b.double().flatten(0, 1)) for a, b in seen)
+    new = edit.rewire
+    weights = {n: p.detach().double() for n, p in block.named_parameters()}
+    expected = out.clone()
+    for i, neuron in enumerate(new.index.tolist()):
+        gate, up = (weights[f"{n}.weight"][neuron] for n in ("gate_proj", "up_proj"))
+        old = nn.functional.silu(x @ gate) * (x @ up)
+        rows = [r[i, :-1].double() for r in (new.gate, new.up)]
+        ends = [float(r[i, -1]) for r in (new.gate, new.up)]
+        z = nn.functional.silu(x @ rows[0] + ends[0]) * (x @ rows[1] + ends[1])
+        expected += z[:, None] * new.down[:, i].double()
+        expected -= old[:, None] * weights["down_proj.weight"][:, neuron]
+    assert torch.allclose(changed, expected, atol=2e-4)
+    assert (changed - out).abs().max() > 0.1
+
+
+def test_on_what_is_kept_new_neurons_are_silent(world, questions, small):
+    """Every new neuron stays at nothing on the retain questions that it was made with."""
+    model, processor = world
+    key, edit = next(iter(small.edits.items()))
+    site = next(s for s in find_sites(model) if s.key == key)
+    peaks = []
+    index = edit.rewire.index
+    with applied(model, small):
+        down = model.get_submodule(site.path)
+        hook = down.register_forward_pre_hook(
+            lambda m, given: peaks.append(given[0][..., index].max())
+        )
+        try:
+            logits(model, processor, suite(5, 2).sets["retain"][::6])
+            kept = max(peaks)
+            peaks.clear()
+            logits(model, processor, suite(5, 2).sets["forget"])
+        finally:
+            hook.remove()
+    assert float(kept) < 0.01 * float(max(peaks))
+
+
+def test_plans_compose_in_either_order(world):
+    model, processor = world
+    sets = suite(10, GROUP).sets
+    people = sorted({e.subject for e in sets["forget"]})
+    plans = [
+        make_plan(
+            model,
+            processor,
+            [e for e in sets["forget"] if e.subject == who][::3],
+            sets["retain"][::8],
+            strength=1.0,
+        )
+        for who in people[:2]
+    ]
+    both, turned = (a + b for a, b in (plans, plans[::-1]))
+    for key, edit in both.edits.items():
+        for name, tensor in edit.tensors().items():
+            assert torch.equal(tensor, turned.edits[key].tensors()[name])
+    counts = [{k: e.count for k, e in p.edits.items()} for p in (*plans, both)]
+    assert sum(counts[2].values()) == sum(counts[0].values()) + sum(counts[1].values())
+    with applied(model, both):
+        for who, condition in itertools.product(people[:2], CONDITIONS):
+            mine = [e for e in sets["forget"] if e.subject == who]
+            assert accuracy(world, mine, condition) < 0.7
+
+
+def test_as_an_adapter_it_says_the_same(small, questions, tmp_path):
+    from peft import PeftModel
+
+    model, processor = load(checkpoint("vanilla"))
+    with pytest.raises(InputError, match="vanilla model"):
+        small.to_peft(tmp_path / "adapter")
+    small.to_peft(tmp_path / "adapter", model)
+    with applied(model, small):
+        said = logits(model, processor, questions["forget"][:3])
+    adapted = PeftModel.from_pretrained(model, str(tmp_path / "adapter")).eval()
+    assert torch.allclose(logits(adapted, processor, questions["forget"][:3]), said, atol=1e-4)
+
+
+def test_a_layout_is_believed_only_if_it_explains_what_is_seen(world):
+    model = world[0]
+    site = next(s for s in find_sites(model) if s.tower == "language")
+    inner = inner_of(model, site)
+    block = model.get_submodule(site.path.rpartition(".")[0])
+    x = torch.randn(5, block.gate_proj.in_features)
+    with torch.inference_mode():
+        z = nn.functional.silu(block.gate_proj(x)) * block.up_proj(x)
+    assert explains(model, site, inner, x, z)
+    assert not explains(model, site, inner, x, z.flip(1))
+
+
+def test_sites_are_tried_from_the_first_and_all_of_them():
+    keys = [f"language.{i}" for i in range(30)]
+    order = list(leaps(keys))
+    assert order[0] == keys[0] and sorted(order) == sorted(keys)
+    assert order[1] == keys[3] and list(leaps(keys[:4])) == keys[:4]
+
+
+def test_a_weaker_edit_starts_later():
+    edges = [threshold(0.6, s) for s in (0.25, 0.5, 1.0, 2.0)]
+    assert edges == sorted(edges, reverse=True) and edges[2] == 0.6
