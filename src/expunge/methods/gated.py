@@ -11,8 +11,9 @@ never knew (see `search.unknown`), it gets no more detectors.
 
 How far above the kept inputs a threshold lies and how loud a new neuron is are one strength for
 each condition, found by search. What it costs is asked of retain subjects that were put aside,
-under detectors found without them; those of the plan are found with them. Forward passes are all
-it takes.
+under detectors found without them; those of the plan are found with them. Where the limit on what
+is lost comes before everything is forgotten, more detectors are looked for at the strengths
+reached, and the search is done again. Forward passes are all it takes.
 """
 
 from __future__ import annotations
@@ -130,24 +131,57 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     assert judge is not None
     start = judge({}, [{}])
     chain = Chain(evidence, start)
-    chain.run()
+    full: Strengths = dict.fromkeys(start.nll, 1.0)
+    chain.run(full)
     if not any(place.found for place in chain.places.values()):
         raise InputError(
             "no neuron could be made to tell the forget set from what is kept; take --method"
             " filter-search, or check that forget and retain are not about the same subjects"
         )
-    steps: list[Step] = []
     notes: dict[str, Any] = {"views": chain.views}
-    if config.strength is None:
+    if config.strength is not None:
+        return Outcome(edits_at(chain.places, dict.fromkeys(full, config.strength)), {}, notes)
+    first = searched(chain, config.keep)
+    best = first
+    if first.reached is not None and not first.reached.forgotten:
+        chain.run(first.reached.strengths)
+        best = max(first, searched(chain, config.keep), key=lambda s: s.order)
+    return Outcome(best.edits, {}, notes | {"search": best.told})
 
-        def tried(now: Strengths) -> Verdict:
-            return judge(edits_at(chain.places, now), [edits_at(chain.shadow, now)])
 
-        chosen = search(tried, start, config.keep, steps, PACE)
-        notes["search"] = told(start, steps, chosen, config.keep)
-    else:
-        chosen = dict.fromkeys(start.nll, config.strength)
-    return Outcome(edits_at(chain.places, chosen), {}, notes)
+@dataclass(frozen=True)
+class Searched:
+    """What a search came to.
+
+    Attributes:
+        edits: The edits at the strengths chosen.
+        reached: The candidate chosen, or None if all went over the limit.
+        told: The search, as `search.told` tells it.
+    """
+
+    edits: Mapping[str, SiteEdit]
+    reached: Step | None
+    told: Mapping[str, Any]
+
+    @property
+    def order(self) -> float:
+        """How much is forgotten under the condition that is worse."""
+        return min(self.reached.done.values()) if self.reached else -1.0
+
+
+def searched(chain: Chain, keep: float) -> Searched:
+    """Search the strengths of what a chain has found."""
+    judge = chain.evidence.judge
+    assert judge is not None
+    steps: list[Step] = []
+
+    def tried(now: Strengths) -> Verdict:
+        return judge(edits_at(chain.places, now), [edits_at(chain.shadow, now)])
+
+    chosen = search(tried, chain.start, keep, steps, PACE)
+    reached = next((s for s in steps if s.strengths is chosen), None)
+    about = told(chain.start, steps, chosen, keep)
+    return Searched(edits_at(chain.places, chosen), reached, about)
 
 
 @dataclass
@@ -161,6 +195,7 @@ class Chain:
         shadow: The same, found without the subjects that are put aside.
         views: Condition -> the view whose positions are looked at: `multi` (beside the picture),
             `picture` or `text`.
+        strengths: At which the chain is carried out while it goes on.
     """
 
     evidence: Evidence
@@ -168,9 +203,14 @@ class Chain:
     places: dict[str, Place] = field(default_factory=dict)
     shadow: dict[str, Place] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
+    strengths: Strengths = field(default_factory=dict)
 
-    def run(self) -> None:
-        """Go on until no reference answer is likelier than strangers' answers, or no site is left.
+    def edits(self) -> dict[str, SiteEdit]:
+        """What was found so far, as edits."""
+        return edits_at(self.places, self.strengths)
+
+    def run(self, strengths: Strengths) -> None:
+        """Go on until at these strengths everything is forgotten, or no site is left.
 
         A second turn looks at the other view of pictures.
         """
@@ -178,7 +218,8 @@ class Chain:
         assert access is not None and judge is not None
         fits = {s.key: fit for s in self.evidence.sites if (fit := access.fit(s.key)) is not None}
         kept = Kept(access, list(leaps(list(fits))))
-        now = self.start
+        self.strengths = strengths
+        now = judge(self.edits(), [])
         for turn, enough in enumerate((1.0, POOR)):
             for key in kept.keys:
                 left = {c for c, share in unknown(now).items() if share < enough}
@@ -205,7 +246,7 @@ class Chain:
         """
         access, judge = self.evidence.access, self.evidence.judge
         assert access is not None and judge is not None
-        before = edits_at(self.places, dict.fromkeys(self.start.nll, 1.0))
+        before = self.edits()
         given = {
             c: access.tokens("forget", c, [key], before, apart=True).get(key) for c in sorted(left)
         }
@@ -231,7 +272,7 @@ class Chain:
                         seeker.place.found += self._viewed(seeker, looked, turn)
             if len(self.places[key].found) == before_count:
                 return
-            now = judge(edits_at(self.places, dict.fromkeys(self.start.nll, 1.0)), [])
+            now = judge(self.edits(), [])
             yield now
             left &= {c for c, share in unknown(now).items() if share < 1}
             if not left:
@@ -407,7 +448,7 @@ METHOD = Method(
     name="auto",
     about="spare neurons become detectors of the forget set, strengths found by search (default)",
     decide=decide,
-    aside=0.25,
+    aside=1 / 6,
     instead="filter-search",
     positions="no_image",
     towers=("language",),
