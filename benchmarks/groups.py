@@ -1,6 +1,6 @@
 """The target on forget groups the default method was never tuned on: docs/results.md.
 
-    python benchmarks/groups.py [--method auto] [--groups 3 4 5 6 7] [--percent 5 10 15]
+    python benchmarks/groups.py [--method auto] [--groups 4 5 6 7 8] [--percent 5 10 15]
                                 [--share 0.1 0.3 0.6 1] [--questions 1 2 4 0] [--again]
 
 Each group is another random 5, 10 or 15 % of the private people, with its own retain and neighbour
@@ -249,7 +249,7 @@ def write(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--method", default="auto")
-    parser.add_argument("--groups", type=int, nargs="+", default=[3, 4, 5, 6, 7])
+    parser.add_argument("--groups", type=int, nargs="+", default=[4, 5, 6, 7, 8])
     parser.add_argument("--percent", type=float, nargs="+")
     parser.add_argument("--share", type=float, nargs="+", help="share of retain people given")
     parser.add_argument("--questions", type=int, nargs="+", help="given per forget subject")

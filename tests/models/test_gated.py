@@ -10,7 +10,8 @@ from expunge.data import CONDITIONS
 from expunge.edit import applied, fingerprint, save_checkpoint
 from expunge.errors import InputError
 from expunge.fiction.shipped import checkpoint, suite
-from expunge.methods.gated import leaps, threshold
+from expunge.methods.gated import leaps
+from expunge.methods.seek import Bounds, threshold
 from expunge.models import Prompter, batches, load
 from expunge.pipeline import make_plan
 from expunge.plan import Plan
@@ -209,3 +210,12 @@ def test_sites_are_tried_from_the_first_and_all_of_them():
 def test_a_weaker_edit_starts_later():
     edges = [threshold(0.6, s) for s in (0.25, 0.5, 1.0, 2.0)]
     assert edges == sorted(edges, reverse=True) and edges[2] == 0.6
+
+
+def test_a_limit_on_memory_bounds_what_is_held():
+    whole, tight = Bounds.within(None, 128), Bounds.within("64MiB", 1024)
+    assert whole == Bounds()
+    held = tight.positions * (tight.sites + 3) * 6 * 4 * 1024
+    assert held <= 64 * 2**20 and tight.sites >= 1
+    with pytest.raises(InputError, match=r"memory is 1MiB, but .* need .*MiB at least"):
+        Bounds.within("1MiB", 1024)

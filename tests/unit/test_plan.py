@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from expunge.errors import InputError
-from expunge.plan import Plan, SiteEdit
+from expunge.plan import Plan, Rewire, SiteEdit
 
 OUT, WIDTH = 3, 6
 BASE = {"id": "tiny", "model_type": "llava", "fingerprint": "f" * 32}
@@ -364,3 +364,28 @@ def test_a_plan_of_a_newer_format_is_refused(tmp_path):
     save_file({}, tmp_path / "plan", {"expunge": '{"version": 2, "sites": {}}'})
     with pytest.raises(InputError, match="plan version 2, this expunge reads 1"):
         Plan.load(tmp_path / "plan")
+
+
+def test_rewired_neurons_join_inside_their_pools_in_any_order():
+    def edit(index, pool, seed):
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn(2, len(index), 5, generator=generator)
+        down = torch.randn(3, len(index), generator=generator)
+        return SiteEdit(
+            rewire=Rewire(torch.tensor(index), rows[0], rows[1], down, torch.tensor(pool))
+        )
+
+    parts = [edit([1, 4], [1, 2, 4, 7], 0), edit([1, 2], [1, 2, 9], 1), edit([7], [3, 7], 2)]
+    ways = [
+        parts[0].join(parts[1]).join(parts[2]),
+        parts[2].join(parts[0]).join(parts[1]),
+        parts[1].join(parts[2].join(parts[0])),
+    ]
+    for way in ways:
+        assert way.rewire.index.tolist() == [1, 2, 3, 4, 7] and way.count == 5
+        for name, tensor in way.tensors().items():
+            assert torch.equal(tensor, ways[0].tensors()[name])
+    rows = {tuple(r.tolist()) for p in parts for r in p.rewire.gate}
+    assert {tuple(r.tolist()) for r in ways[0].rewire.gate} == rows
+    with pytest.raises(InputError, match="only 2 can be given up"):
+        edit([0, 1], [0, 1], 3).join(edit([0], [0], 4))

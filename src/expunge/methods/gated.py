@@ -18,111 +18,36 @@ reached, and the search is done again. Forward passes are all it takes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from expunge.config import RunConfig
-from expunge.data import CONDITIONS
-from expunge.detectors import Background, detector
+from expunge.detectors import Background
 from expunge.errors import InputError
-from expunge.methods.base import (
-    ASIDE,
-    NOISE_SET,
-    PICTURE,
-    Access,
-    Evidence,
-    Fit,
-    Method,
-    Outcome,
-    Tokens,
-    Verdict,
-)
+from expunge.methods.base import PICTURE, Evidence, Fit, Method, Outcome, Verdict
 from expunge.methods.search import Pace, Step, Strengths, search, told, unknown
-from expunge.plan import Rewire, SiteEdit
+from expunge.methods.seek import (
+    ALL_KEPT,
+    KEPT_SETS,
+    Bounds,
+    Found,
+    Kept,
+    Looked,
+    Place,
+    Seeker,
+    edits_at,
+    place_at,
+)
+from expunge.plan import SiteEdit
 
-KEPT_SETS = ("retain", NOISE_SET)
-ALL_KEPT = (*KEPT_SETS, ASIDE)
 VIEWS = {"multi": ("multi", PICTURE), "text": ("text",)}
 ADDED = (1, 2, 3)
-COVER = 0.25
-FEWEST = 3
-HIGHEST = 0.9
-SAMPLE = 16384
-HELD_SITES = 4
 LEAPS = 8
-SPARE = 32
-LARGEST_SHARE = 8
-SHARP = 256.0
-GAIN = 8.0
-SLACK = 0.15
-STEADY = 0.5
 POOR = 0.5
 PACE = Pace(first=0.25, rises=5, halvings=2, done=unknown)
-
-
-@dataclass(frozen=True)
-class Found:
-    """A detector: level(x) = row x (over constant x, where there is no bias).
-
-    Attributes:
-        condition: The condition it serves.
-        row: a, float32 [in]; its level is 1 on the mean of its group.
-        kept: Greatest level on what is kept.
-        take: What the MLP puts out on its group, float32 [out].
-    """
-
-    condition: str
-    row: Tensor
-    kept: float
-    take: Tensor
-
-
-@dataclass
-class Place:
-    """A site with what was found there.
-
-    Attributes:
-        fit: How new neurons can be put in.
-        constant: Row that stands for 1 where there is no bias, float32 [in], or None.
-        pool: Neurons that can be given up, least used first, int64.
-        size: Typical (median) norm of a neuron's weights out.
-        found: Detectors.
-    """
-
-    fit: Fit
-    constant: Tensor | None
-    pool: Tensor
-    size: float
-    found: list[Found] = field(default_factory=list)
-
-
-@dataclass
-class Kept:
-    """What enters the sites on all that is kept: samples of a few sites at a time."""
-
-    access: Access
-    keys: Sequence[str]
-    held: dict[str, dict[str, list[Tokens]]] = field(default_factory=dict)
-
-    def at(self, key: str) -> dict[str, list[Tokens]]:
-        """By set, the samples of one site."""
-        if key not in self.held:
-            begin = self.keys.index(key)
-            self._read(self.keys[begin : begin + HELD_SITES])
-        return self.held[key]
-
-    def _read(self, keys: Sequence[str]) -> None:
-        self.held = {key: {} for key in keys}
-        for name in ALL_KEPT:
-            for condition in CONDITIONS:
-                read = self.access.tokens(name, condition, keys, limit=SAMPLE)
-                for key, tokens in read.items():
-                    self.held[key].setdefault(name, []).append(tokens)
 
 
 def decide(evidence: Evidence, config: RunConfig) -> Outcome:
@@ -130,7 +55,9 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     judge = evidence.judge
     assert judge is not None
     start = judge({}, [{}])
-    chain = Chain(evidence, start)
+    assert evidence.weight is not None
+    hidden = max(evidence.weight(s.key).shape[0] for s in evidence.sites)
+    chain = Chain(evidence, start, Bounds.within(config.memory, hidden))
     full: Strengths = dict.fromkeys(start.nll, 1.0)
     chain.run(full)
     if not any(place.found for place in chain.places.values()):
@@ -138,7 +65,10 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
             "no neuron could be made to tell the forget set from what is kept; take --method"
             " filter-search, or check that forget and retain are not about the same subjects"
         )
-    notes: dict[str, Any] = {"views": chain.views}
+    notes: dict[str, Any] = {
+        "views": chain.views,
+        "held": {"positions": chain.bounds.positions, "sites": chain.bounds.sites},
+    }
     if config.strength is not None:
         return Outcome(edits_at(chain.places, dict.fromkeys(full, config.strength)), {}, notes)
     first = searched(chain, config.keep)
@@ -191,6 +121,7 @@ class Chain:
     Attributes:
         evidence: The model, through `access` and `judge`.
         start: Verdict on the unedited model.
+        bounds: What is held at a time of what enters the sites.
         places: Sites with what was found there.
         shadow: The same, found without the subjects that are put aside.
         views: Condition -> the view whose positions are looked at: `multi` (beside the picture),
@@ -200,6 +131,7 @@ class Chain:
 
     evidence: Evidence
     start: Verdict
+    bounds: Bounds
     places: dict[str, Place] = field(default_factory=dict)
     shadow: dict[str, Place] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
@@ -217,7 +149,7 @@ class Chain:
         access, judge = self.evidence.access, self.evidence.judge
         assert access is not None and judge is not None
         fits = {s.key: fit for s in self.evidence.sites if (fit := access.fit(s.key)) is not None}
-        kept = Kept(access, list(leaps(list(fits))))
+        kept = Kept(access, list(leaps(list(fits))), self.bounds)
         self.strengths = strengths
         now = judge(self.edits(), [])
         for turn, enough in enumerate((1.0, POOR)):
@@ -254,7 +186,7 @@ class Chain:
         seekers = []
         for places, sets in ((self.places, ALL_KEPT), (self.shadow, KEPT_SETS)):
             background = Background.of(torch.cat([t.x for n in sets for t in samples.get(n, [])]))
-            place = places.get(key) or _place(self.evidence, key, fit, background, samples)
+            place = places.get(key) or place_at(self.evidence, key, fit, background, samples)
             if place is None:
                 return
             places[key] = place
@@ -290,158 +222,11 @@ class Chain:
         return seeker.seek(looked, view)[0]
 
 
-@dataclass(frozen=True)
-class Looked:
-    """What is looked through.
-
-    Attributes:
-        condition: The condition.
-        tokens: What enters the site at the forget questions under it.
-        subjects: The subjects that are still known.
-        number: How many detectors each gets at most.
-    """
-
-    condition: str
-    tokens: Tokens
-    subjects: set[str]
-    number: int
-
-
 def leaps(keys: Sequence[str]) -> Iterator[str]:
     """Sites in the order they are tried: a few spread over the depth first, from the first on."""
     step = max(1, len(keys) // LEAPS)
     for offset in sorted(range(step), key=lambda o: (o * 2 % step, o)):
         yield from keys[offset::step]
-
-
-def _place(
-    evidence: Evidence,
-    key: str,
-    fit: Fit,
-    background: Background,
-    samples: Mapping[str, list[Tokens]],
-) -> Place | None:
-    """What can be done at a site; None where a threshold cannot be made."""
-    assert evidence.weight is not None
-    if not fit.bias and background.steady < STEADY:
-        return None
-    used = torch.stack([t.used for each in samples.values() for t in each]).amax(0)
-    weight = evidence.weight(key)
-    loss = used.to(weight.device) * weight.float().norm(dim=0)
-    pool = loss.argsort(stable=True)[: max(1, len(loss) // LARGEST_SHARE)].cpu()
-    constant = None if fit.bias else background.constant.float()
-    return Place(fit, constant, pool, float(weight.float().norm(dim=0).median()))
-
-
-@dataclass
-class Seeker:
-    """Looks for detectors at one site."""
-
-    access: Access
-    background: Background
-    place: Place
-
-    def seek(self, looked: Looked, view: str) -> tuple[list[Found], float]:
-        """Detectors of the subjects, and the mean share of their questions that they answer."""
-        tokens = looked.tokens
-        assert tokens.question is not None and tokens.answer is not None
-        owners = self.access.owners("forget", looked.condition)
-        names = sorted(set(owners))
-        own = torch.tensor([names.index(o) for o in owners])[tokens.question.cpu()]
-        inside = ~tokens.answer
-        if view != "text":
-            inside = inside & (tokens.picture if view == PICTURE else ~tokens.picture)
-        for known in self.place.found:
-            inside = inside & (self._level(tokens.x, known.row) <= known.kept)
-        found, covered = [], 0.0
-        for name in sorted(looked.subjects):
-            mine = torch.nonzero(inside.cpu() & (own == names.index(name)))[:, 0]
-            each, share = self._subject(looked, mine)
-            found += each
-            covered += share / len(looked.subjects)
-        return found, covered
-
-    def _subject(self, looked: Looked, mine: Tensor) -> tuple[list[Found], float]:
-        """Detectors of one subject at its positions `mine`, and the share of questions answered."""
-        tokens = looked.tokens
-        assert tokens.question is not None and tokens.out is not None
-        total = tokens.question[mine].unique().numel()
-        found: list[Found] = []
-        answered: set[int] = set()
-        while len(found) < looked.number and len(mine) >= FEWEST:
-            x = tokens.x[mine]
-            row, kept, level = self._detector(x)
-            fires = level > kept
-            questions = tokens.question[mine][fires].unique().tolist()
-            if kept > HIGHEST or int(fires.sum()) < FEWEST or len(questions) < COVER * total:
-                break
-            weight = (level - kept).clamp_min(0)
-            take = (weight[:, None] * tokens.out[mine]).sum(0) / weight.sum()
-            mean = float(level[fires].mean())
-            found.append(Found(looked.condition, row / mean, kept / mean, take))
-            answered |= set(questions)
-            mine = mine[~fires.cpu()]
-        return found, len(answered) / max(total, 1)
-
-    def _detector(self, x: Tensor) -> tuple[Tensor, float, Tensor]:
-        """Row, its greatest level on what is kept, and the levels of x."""
-        a = detector(self.background, self.background.whiten(x))
-        row = self.background.row(a).float()
-        if self.place.constant is None:
-            kept = self.background.kept @ a
-        else:
-            kept = self._level(self.background.plain(), row)
-        return row, float(kept.max()), self._level(x, row)
-
-    def _level(self, x: Tensor, row: Tensor) -> Tensor:
-        """How clearly inputs answer a row; without a bias, against the row that stands for one."""
-        if self.place.constant is None:
-            return x @ row
-        return (x @ row) / (x @ self.place.constant).clamp_min(STEADY / 10)
-
-
-def edits_at(places: Mapping[str, Place], strengths: Strengths) -> dict[str, SiteEdit]:
-    """The edits at given strengths (by condition; 0 leaves it out)."""
-    edits = {}
-    for key, place in places.items():
-        new = [f for f in place.found if strengths.get(f.condition, 0.0) > 0]
-        if new:
-            new = new[: len(place.pool)]
-            edits[key] = SiteEdit(rewire=_rewire(place, new, strengths))
-    return edits
-
-
-def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
-    """New neurons for detectors, in the places of the least used ones."""
-    edges = torch.tensor([threshold(f.kept, strengths[f.condition]) for f in new])
-    gains = torch.tensor([GAIN * strengths[f.condition] for f in new])
-    take = torch.stack([f.take for f in new], 1).cpu()
-    one = torch.zeros(len(new[0].row) + 1) if place.constant is None else place.constant.cpu()
-    one = torch.cat([one, torch.zeros(1)]) if len(one) == len(new[0].row) else one
-    one[-1] = float(place.constant is None)
-    rows = torch.stack([torch.cat([f.row.cpu(), torch.zeros(1)]) for f in new])
-    wide = (1 - edges).clamp_min(1 - HIGHEST)
-    # as loud as makes the weights out of the new neuron about as large as those of the others
-    amount = (gains * take.norm(dim=0) / place.size).clamp_min(1e-6)
-    sharp = torch.full_like(amount, SHARP) if place.fit.gated else amount.clamp_min(SHARP)
-    gate = (rows - edges[:, None] * one) * (sharp / wide)[:, None]
-    up = (amount / sharp)[:, None] * one if place.fit.gated else gate[:0]
-    down = -take * (gains / (amount if place.fit.gated else sharp))
-    pool = place.pool[: 2 * len(new) + SPARE]
-    order = pool[: len(new)].argsort()
-    return Rewire(
-        pool[: len(new)][order],
-        gate[order],
-        up[order] if len(up) else up,
-        down[:, order],
-        pool.sort().values,
-    )
-
-
-def threshold(kept: float, strength: float) -> float:
-    """Where a detector starts: above the greatest level on what is kept, the more the weaker."""
-    slack = -SLACK * math.log2(strength)
-    return kept + slack * (1 - kept) if slack >= 0 else kept * max(0.0, 1 + slack)
 
 
 METHOD = Method(

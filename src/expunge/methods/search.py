@@ -174,10 +174,10 @@ def told(start: Verdict, steps: list[Step], chosen: Strengths, keep: float) -> d
     return {
         "explanation": (
             "Candidates of growing strength were tried on the model, each condition with a strength"
-            " of its own. Where the reference answers became no likelier than other subjects'"
-            " answers, the candidate that keeps most is taken, as long as retain subjects held out"
-            f" of the statistics keep {keep:.0%} of their accuracy; if that limit comes first, the"
-            " candidate inside it whose least forgotten condition is forgotten furthest."
+            " of its own. Of those under which everything is forgotten (the model answers like one"
+            " that never knew) the candidate that keeps most is taken, as long as retain subjects"
+            f" held out of the statistics keep {keep:.0%} of their accuracy; if that limit comes"
+            " first, the candidate inside it whose least forgotten condition is forgotten furthest."
         ),
         "limit": keep,
         "steps": rows,

@@ -157,4 +157,5 @@ def _detail(site: SiteEdit) -> str:
         return f"rank {site.rank}{size}"
     if site.mean_factor is not None:
         return f"mean factor {site.mean_factor:.3g}"
-    return "outgoing weights set to 0" if site.kind == "prune" else MISSING
+    told = {"prune": "outgoing weights set to 0", "rewire": "replaced by detectors"}
+    return told.get(site.kind, MISSING)

@@ -28,7 +28,7 @@ class SiteEdit:
     Attributes:
         key: Site key, such as `language.12`.
         tower: Part of the model the site belongs to.
-        kind: `prune`, `scale`, `lowrank` or `steer`.
+        kind: `prune`, `scale`, `lowrank`, `steer` or `rewire`.
         width: Number of neurons of the site.
         indices: int [count], the neurons changed, or None for a low-rank edit.
         rank: Rank of a low-rank edit, or None.
@@ -171,7 +171,8 @@ def _header(file: Any, path: Path) -> Any:
 
 def _site(file: Any, key: str, entry: Mapping[str, Any]) -> SiteEdit:
     names = set(file.keys())
-    indices = file.get_tensor(f"{key}/indices") if f"{key}/indices" in names else None
+    found = next((n for n in ("indices", "rewired") if f"{key}/{n}" in names), None)
+    indices = None if found is None else file.get_tensor(f"{key}/{found}")
     count = figure(entry.get("count"), f"plan site {key} count")
     if indices is not None and count is not None and len(indices) != count:
         raise InputError(

@@ -18,12 +18,14 @@ TITLES = {
     "forget": "forget recalled",
     "forget_nll": "answer loss",
     "other_nll": "strangers' loss",
+    "likelier": "beats strangers",
     "held_out_retain": "held-out retain",
     "kept": "kept",
 }
 MEANING = (
     "Forget recalled: accuracy on a sample of the forget set. Answer loss: loss on its reference"
-    " answers, nats per token; strangers' loss: the same on answers that belong to other subjects."
+    " answers, nats per token; strangers' loss: the same on answers that belong to other subjects;"
+    " beats strangers: how often the reference answer is the likelier of the two (0.5 by chance)."
     " Held-out retain: accuracy on retain subjects left out of the statistics; kept: the least"
     " share of it that is left. Two figures: image + text / text only."
 )

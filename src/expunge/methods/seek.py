@@ -1,0 +1,272 @@
+"""Detectors at one site: looking for them, and making neurons of them; see `gated`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from expunge.config import bytes_of
+from expunge.data import CONDITIONS
+from expunge.detectors import Background, detector
+from expunge.errors import InputError
+from expunge.methods.base import ASIDE, NOISE_SET, PICTURE, Access, Evidence, Fit, Tokens
+from expunge.methods.search import Strengths
+from expunge.passes import shown
+from expunge.plan import Rewire, SiteEdit
+
+KEPT_SETS = ("retain", NOISE_SET)
+ALL_KEPT = (*KEPT_SETS, ASIDE)
+COVER = 0.25
+FEWEST = 3
+HIGHEST = 0.9
+SAMPLE = 16384
+HELD_SITES = 4
+COPIES = 3
+LEAST_SAMPLE = 512
+SPARE = 32
+LARGEST_SHARE = 8
+SHARP = 256.0
+GAIN = 8.0
+SLACK = 0.15
+STEADY = 0.5
+
+
+@dataclass(frozen=True)
+class Found:
+    """A detector: level(x) = row x (over constant x, where there is no bias).
+
+    Attributes:
+        condition: The condition it serves.
+        row: a, float32 [in]; its level is 1 on the mean of its group.
+        kept: Greatest level on what is kept.
+        take: What the MLP puts out on its group, float32 [out].
+    """
+
+    condition: str
+    row: Tensor
+    kept: float
+    take: Tensor
+
+
+@dataclass
+class Place:
+    """A site with what was found there.
+
+    Attributes:
+        fit: How new neurons can be put in.
+        constant: Row that stands for 1 where there is no bias, float32 [in], or None.
+        pool: Neurons that can be given up, least used first, int64.
+        size: Typical (median) norm of a neuron's weights out.
+        found: Detectors.
+    """
+
+    fit: Fit
+    constant: Tensor | None
+    pool: Tensor
+    size: float
+    found: list[Found] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What is held of the inputs of what is kept.
+
+    Attributes:
+        positions: Positions of each set and condition at most.
+        sites: Sites at a time.
+    """
+
+    positions: int = SAMPLE
+    sites: int = HELD_SITES
+
+    @classmethod
+    def within(cls, memory: str | None, width: int) -> Bounds:
+        """Bounds for inputs of a width, of which `COPIES` more are held while one is worked on."""
+        if memory is None:
+            return cls()
+        position = 4 * width * len(ALL_KEPT) * len(CONDITIONS)
+        most = bytes_of(memory) // position
+        positions = min(SAMPLE, most // (1 + COPIES))
+        if positions < LEAST_SAMPLE:
+            least = shown(LEAST_SAMPLE * position * (1 + COPIES))
+            raise InputError(
+                f"memory is {memory}, but the inputs of one site need {least} at least; give that"
+                " much, or take a method without them such as manu"
+            )
+        return cls(positions, max(1, min(HELD_SITES, most // positions - COPIES)))
+
+
+@dataclass
+class Kept:
+    """What enters the sites on all that is kept: samples of a few sites at a time."""
+
+    access: Access
+    keys: Sequence[str]
+    bounds: Bounds
+    held: dict[str, dict[str, list[Tokens]]] = field(default_factory=dict)
+
+    def at(self, key: str) -> dict[str, list[Tokens]]:
+        """By set, the samples of one site."""
+        if key not in self.held:
+            begin = self.keys.index(key)
+            self._read(self.keys[begin : begin + self.bounds.sites])
+        return self.held[key]
+
+    def _read(self, keys: Sequence[str]) -> None:
+        self.held = {key: {} for key in keys}
+        for name in ALL_KEPT:
+            for condition in CONDITIONS:
+                read = self.access.tokens(name, condition, keys, limit=self.bounds.positions)
+                for key, tokens in read.items():
+                    self.held[key].setdefault(name, []).append(tokens)
+
+
+def place_at(
+    evidence: Evidence,
+    key: str,
+    fit: Fit,
+    background: Background,
+    samples: Mapping[str, list[Tokens]],
+) -> Place | None:
+    """What can be done at a site; None where a threshold cannot be made."""
+    assert evidence.weight is not None
+    if not fit.bias and background.steady < STEADY:
+        return None
+    used = torch.stack([t.used for each in samples.values() for t in each]).amax(0)
+    weight = evidence.weight(key)
+    loss = used.to(weight.device) * weight.float().norm(dim=0)
+    pool = loss.argsort(stable=True)[: max(1, len(loss) // LARGEST_SHARE)].cpu()
+    constant = None if fit.bias else background.constant.float()
+    return Place(fit, constant, pool, float(weight.float().norm(dim=0).median()))
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What is looked through.
+
+    Attributes:
+        condition: The condition.
+        tokens: What enters the site at the forget questions under it.
+        subjects: The subjects that are still known.
+        number: How many detectors each gets at most.
+    """
+
+    condition: str
+    tokens: Tokens
+    subjects: set[str]
+    number: int
+
+
+@dataclass
+class Seeker:
+    """Looks for detectors at one site."""
+
+    access: Access
+    background: Background
+    place: Place
+
+    def seek(self, looked: Looked, view: str) -> tuple[list[Found], float]:
+        """Detectors of the subjects, and the mean share of their questions that they answer."""
+        tokens = looked.tokens
+        assert tokens.question is not None and tokens.answer is not None
+        owners = self.access.owners("forget", looked.condition)
+        names = sorted(set(owners))
+        own = torch.tensor([names.index(o) for o in owners])[tokens.question.cpu()]
+        inside = ~tokens.answer
+        if view != "text":
+            inside = inside & (tokens.picture if view == PICTURE else ~tokens.picture)
+        for known in self.place.found:
+            inside = inside & (self._level(tokens.x, known.row) <= known.kept)
+        found, covered = [], 0.0
+        for name in sorted(looked.subjects):
+            mine = torch.nonzero(inside.cpu() & (own == names.index(name)))[:, 0]
+            each, share = self._subject(looked, mine)
+            found += each
+            covered += share / len(looked.subjects)
+        return found, covered
+
+    def _subject(self, looked: Looked, mine: Tensor) -> tuple[list[Found], float]:
+        """Detectors of one subject at its positions `mine`, and the share of questions answered."""
+        tokens = looked.tokens
+        assert tokens.question is not None and tokens.out is not None
+        total = tokens.question[mine].unique().numel()
+        found: list[Found] = []
+        answered: set[int] = set()
+        while len(found) < looked.number and len(mine) >= FEWEST:
+            x = tokens.x[mine]
+            row, kept, level = self._detector(x)
+            fires = level > kept
+            questions = tokens.question[mine][fires].unique().tolist()
+            if kept > HIGHEST or int(fires.sum()) < FEWEST or len(questions) < COVER * total:
+                break
+            weight = (level - kept).clamp_min(0)
+            take = (weight[:, None] * tokens.out[mine]).sum(0) / weight.sum()
+            mean = float(level[fires].mean())
+            found.append(Found(looked.condition, row / mean, kept / mean, take))
+            answered |= set(questions)
+            mine = mine[~fires.cpu()]
+        return found, len(answered) / max(total, 1)
+
+    def _detector(self, x: Tensor) -> tuple[Tensor, float, Tensor]:
+        """Row, its greatest level on what is kept, and the levels of x."""
+        a = detector(self.background, self.background.whiten(x))
+        row = self.background.row(a).float()
+        if self.place.constant is None:
+            kept = self.background.kept @ a
+        else:
+            kept = self._level(self.background.plain(), row)
+        return row, float(kept.max()), self._level(x, row)
+
+    def _level(self, x: Tensor, row: Tensor) -> Tensor:
+        """How clearly inputs answer a row; without a bias, against the row that stands for one."""
+        if self.place.constant is None:
+            return x @ row
+        return (x @ row) / (x @ self.place.constant).clamp_min(STEADY / 10)
+
+
+def edits_at(places: Mapping[str, Place], strengths: Strengths) -> dict[str, SiteEdit]:
+    """The edits at given strengths (by condition; 0 leaves it out)."""
+    edits = {}
+    for key, place in places.items():
+        new = [f for f in place.found if strengths.get(f.condition, 0.0) > 0]
+        if new:
+            new = new[: len(place.pool)]
+            edits[key] = SiteEdit(rewire=_rewire(place, new, strengths))
+    return edits
+
+
+def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
+    """New neurons for detectors, in the places of the least used ones."""
+    edges = torch.tensor([threshold(f.kept, strengths[f.condition]) for f in new])
+    gains = torch.tensor([GAIN * strengths[f.condition] for f in new])
+    take = torch.stack([f.take for f in new], 1).cpu()
+    one = torch.zeros(len(new[0].row) + 1) if place.constant is None else place.constant.cpu()
+    one = torch.cat([one, torch.zeros(1)]) if len(one) == len(new[0].row) else one
+    one[-1] = float(place.constant is None)
+    rows = torch.stack([torch.cat([f.row.cpu(), torch.zeros(1)]) for f in new])
+    wide = (1 - edges).clamp_min(1 - HIGHEST)
+    # as loud as makes the weights out of the new neuron about as large as those of the others
+    amount = (gains * take.norm(dim=0) / place.size).clamp_min(1e-6)
+    sharp = torch.full_like(amount, SHARP) if place.fit.gated else amount.clamp_min(SHARP)
+    gate = (rows - edges[:, None] * one) * (sharp / wide)[:, None]
+    up = (amount / sharp)[:, None] * one if place.fit.gated else gate[:0]
+    down = -take * (gains / (amount if place.fit.gated else sharp))
+    pool = place.pool[: 2 * len(new) + SPARE]
+    order = pool[: len(new)].argsort()
+    return Rewire(
+        pool[: len(new)][order],
+        gate[order],
+        up[order] if len(up) else up,
+        down[:, order],
+        pool.sort().values,
+    )
+
+
+def threshold(kept: float, strength: float) -> float:
+    """Where a detector starts: above the greatest level on what is kept, the more the weaker."""
+    slack = -SLACK * math.log2(strength)
+    return kept + slack * (1 - kept) if slack >= 0 else kept * max(0.0, 1 + slack)
