@@ -260,6 +260,77 @@ def test_filter_is_the_low_rank_edit_that_it_says(case):
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
+def rewired(model, site, inner, seed=0):
+    """Two random new neurons at a site, and the module that hears their input."""
+    from expunge.plan import Rewire, SiteEdit
+    from expunge.sites import inner_bias, inner_weight, takes_bias
+
+    generator = torch.Generator().manual_seed(seed)
+    width = inner_weight(model, inner.gate[0], site).shape[1]
+    gate, up = torch.randn(2, 2, width + 1, generator=generator)
+    if not takes_bias(model, inner):
+        gate[:, -1] = up[:, -1] = 0.0
+    down = torch.randn(down_weight(model, site).shape[0], 2, generator=generator)
+    index = torch.tensor([0, site.width - 1])
+    assert inner_bias(model, inner.gate[0]) is None or takes_bias(model, inner)
+    return SiteEdit(rewire=Rewire(index, gate, up if inner.up else up[:0], down, index))
+
+
+def test_new_neurons_are_what_the_plan_says(case, tmp_path):
+    """In every language MLP whose layout is known: what enters its down projection, and undo."""
+    from expunge.sites import explains, inner_of
+
+    family, model, sites = case
+    batch = whole_batch(family, model)
+    known = {
+        s.key: i for s in sites if s.tower == "language" and (i := inner_of(model, s)) is not None
+    }
+    seen = {}
+
+    def hear(key, name):
+        return lambda module, given: seen.__setitem__((key, name), given[0].detach().clone())
+
+    def run():
+        hooks = []
+        for key, inner in known.items():
+            site = by_key(sites)[key]
+            first = model.get_submodule(inner.gate[0])
+            hooks.append(first.register_forward_pre_hook(hear(key, "x")))
+            hooks.append(down_module(model, site).register_forward_pre_hook(hear(key, "z")))
+        said = logits(model, batch)
+        for hook in hooks:
+            hook.remove()
+        return said
+
+    run()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    heard = {k: [seen[k, name].flatten(0, -2) for name in ("x", "z")] for k in known}
+    told = {k for k, xz in heard.items() if explains(model, by_key(sites)[k], known[k], *xz)}
+    # Kosmos-2 has a norm between the maps
+    assert told == (set() if family.model_type == "kosmos-2" else known.keys())
+    known = {key: known[key] for key in known if key in told}
+    edits = {key: rewired(model, by_key(sites)[key], inner) for key, inner in known.items()}
+    if not edits:
+        pytest.skip("no language MLP here takes new neurons")
+    plan = Plan(edits, about(sites, edits), origin_of(model, "auto"))
+    undo = plan.apply(model)
+    after = run()
+    for key, inner in known.items():
+        new, (x, z) = edits[key].rewire, (seen[key, n].flatten(0, -2) for n in ("x", "z"))
+        rows = inner.act(x @ new.gate[:, :-1].T + new.gate[:, -1])
+        if inner.up:
+            rows = rows * (x @ new.up[:, :-1].T + new.up[:, -1])
+        torch.testing.assert_close(z[:, new.index], rows, rtol=1e-3, atol=1e-4)
+    save_checkpoint(model, None, tmp_path / "model")
+    undo()
+    assert model.state_dict().keys() == weights.keys()
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    classes = [getattr(transformers, f"AutoModelFor{name}") for name in AUTO]
+    auto = next(each for each in classes if type(model.config) in each._model_mapping)
+    again = auto.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    torch.testing.assert_close(logits(again, batch), after, rtol=1e-5, atol=1e-5)
+
+
 def test_the_page_of_families_is_up_to_date():
     root = Path(__file__).parents[2] / "docs"
     pinned = (root.parent / "constraints.txt").read_text(encoding="utf-8")
