@@ -24,6 +24,7 @@ from expunge.prompting import Prompter
 
 NUMBER = 256
 TILES = 4
+PLAIN = 0.5
 RUNS = 8
 ALIKE = 16
 
@@ -142,7 +143,7 @@ def related_like(
 
 
 def _blended(one: Example, other: Example, rng: np.random.Generator) -> Image.Image | None:
-    """Two pictures in one: blended, or a part of one laid over the other."""
+    """Two pictures in one, blended or a part of one laid over the other; or mere colours."""
     if not (one.has("multi") and other.has("multi")):
         return None
     try:
@@ -152,6 +153,10 @@ def _blended(one: Example, other: Example, rng: np.random.Generator) -> Image.Im
     if not all(isinstance(p, Image.Image) for p in pictures):
         return None
     first = pictures[0].convert("RGB")
+    if rng.random() < PLAIN:
+        tiles = int(rng.integers(1, TILES + 1))
+        colours = rng.integers(0, 256, size=(tiles, tiles, 3), dtype=np.uint8)
+        return Image.fromarray(colours).resize(first.size, Image.Resampling.NEAREST)
     second = pictures[1].convert("RGB").resize(first.size)
     if rng.random() < 0.5:
         return Image.blend(first, second, float(rng.uniform(0.3, 0.7)))
