@@ -205,7 +205,7 @@ def curve_part(rows, key, names, title, axis):
 
 
 def write(rows):
-    """The second and third part of docs/results.md."""
+    """The second part of docs/results.md."""
     if not rows:
         return
     groups = ", ".join(str(g) for g in sorted({r["group"] for r in rows}))
@@ -222,14 +222,21 @@ def write(rows):
         lines,
     ]
     pages.write_part(PAGE, "target", "\n\n".join(text))
-    tenth = [r for r in rows if r["percent"] == 10]
+
+
+def write_curves(rows):
+    """The third part, of the method that has curves: the newest one measured so."""
+    varied = [r["method"] for r in rows if r["share"] < 1 or r["questions"]]
+    if not varied:
+        return
+    tenth = [r for r in rows if r["method"] == varied[-1] and r["percent"] == 10]
     part = ["## How kept and forgotten depend on the retain people given"]
     given = {r["share"]: r["given"] for r in tenth}
     names = {s: f"{s:.0%} ({given[s]} people)" for s in SHARES if s in given}
     part.append(
-        "At 10 % forgotten, with a share of the retain people given to the method. Retain kept is"
-        " over all of them, given or not; neighbours are never given. Horizontal in the picture:"
-        " the share."
+        f"Method `{varied[-1]}`. At 10 % forgotten, with a share of the retain people given to the"
+        " method. Retain kept is over all of them, given or not; neighbours are never given."
+        " Horizontal in the picture: the share."
     )
     part += curve_part(
         [r for r in tenth if not r["questions"]], "share", names, "Retain people given", "given"
@@ -271,6 +278,7 @@ def main():
         write_json(OUT, known)
         print(json.dumps({k: row[k] for k in KEYS} | {"missed": missed(row)}), flush=True)
     write([r for r in known["rows"] if r["method"] == "auto"])
+    write_curves(known["rows"])
 
 
 if __name__ == "__main__":
