@@ -127,6 +127,7 @@ class Chain:
         views: Condition -> the view whose positions are looked at: `multi` (beside the picture),
             `picture` or `text`.
         strengths: At which the chain is carried out while it goes on.
+        kept: What enters the sites on all that is kept; read once for all runs where it fits.
     """
 
     evidence: Evidence
@@ -136,6 +137,7 @@ class Chain:
     shadow: dict[str, Place] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
     strengths: Strengths = field(default_factory=dict)
+    kept: Kept | None = None
 
     def edits(self) -> dict[str, SiteEdit]:
         """What was found so far, as edits."""
@@ -149,9 +151,11 @@ class Chain:
         access, judge = self.evidence.access, self.evidence.judge
         assert access is not None and judge is not None
         fits = {s.key: fit for s in self.evidence.sites if (fit := access.fit(s.key)) is not None}
-        kept = Kept(access, list(leaps(list(fits))), self.bounds)
+        if self.kept is None:
+            self.kept = Kept(access, list(leaps(list(fits))), self.bounds)
+        kept = self.kept
         self.strengths = strengths
-        now = judge(self.edits(), [])
+        now = judge(self.edits(), []) if self.places else self.start
         for turn, enough in enumerate((1.0, POOR)):
             for key in kept.keys:
                 left = {c for c, share in unknown(now).items() if share < enough}

@@ -244,9 +244,10 @@ def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
     edges = torch.tensor([threshold(f.kept, strengths[f.condition]) for f in new])
     gains = torch.tensor([GAIN * strengths[f.condition] for f in new])
     take = torch.stack([f.take for f in new], 1).cpu()
-    one = torch.zeros(len(new[0].row) + 1) if place.constant is None else place.constant.cpu()
-    one = torch.cat([one, torch.zeros(1)]) if len(one) == len(new[0].row) else one
-    one[-1] = float(place.constant is None)
+    if place.constant is None:
+        one = torch.cat([torch.zeros(len(new[0].row)), torch.ones(1)])
+    else:
+        one = torch.cat([place.constant.cpu(), torch.zeros(1)])
     rows = torch.stack([torch.cat([f.row.cpu(), torch.zeros(1)]) for f in new])
     wide = (1 - edges).clamp_min(1 - HIGHEST)
     # as loud as makes the weights out of the new neuron about as large as those of the others
