@@ -63,14 +63,14 @@ class Background:
         typical = total.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
         constant = torch.linalg.solve(total + 1e-2 * typical * unit, mean)
         factor = torch.linalg.cholesky(total + ridge * typical * unit)
-        white = torch.linalg.solve_triangular(factor.float(), kept.float().T, upper=False).T
+        white = _whitened(factor, kept)
         ones = (kept.float() @ constant.float()).sort().values
         steady = float(ones[len(ones) // 1000])
         return cls(factor, white.contiguous(), white.mean(0), constant, steady)
 
     def whiten(self, x: Tensor) -> Tensor:
         """Inputs [n, width] in these coordinates, float32."""
-        return torch.linalg.solve_triangular(self.factor.float(), x.float().T, upper=False).T
+        return _whitened(self.factor, x)
 
     def plain(self) -> Tensor:
         """The inputs `kept` as they came, float32 [n, width]."""
@@ -79,6 +79,11 @@ class Background:
     def row(self, a: Tensor) -> Tensor:
         """The row that reads plain inputs as `a` [width] reads whitened ones, float64."""
         return torch.linalg.solve_triangular(self.factor.T, a.double()[:, None], upper=True)[:, 0]
+
+
+def _whitened(factor: Tensor, x: Tensor) -> Tensor:
+    white: Tensor = torch.linalg.solve_triangular(factor.float(), x.float().T, upper=False).T
+    return white
 
 
 def detector(background: Background, found: Tensor) -> Tensor:

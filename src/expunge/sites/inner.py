@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from expunge.errors import InputError
 from expunge.offload import kept_weight
 from expunge.sites.blocks import MLPS, Site, matched
-from expunge.sites.weights import require_editable
+from expunge.sites.weights import stored
 
 ACTIVATIONS = ("act_fn", "activation_fn", "activation", "act")
 GATED = (("gate_proj", "up_proj"), ("gate_up_proj",), ("w1", "w3"), ("wi_0", "wi_1"))
@@ -81,13 +81,7 @@ def inner_weight(model: nn.Module, path: str, site: Site) -> Tensor:
         InputError: It is quantised, not in memory or sharded.
     """
     module = model.get_submodule(path)
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    if weight.device.type == "meta":
-        kept = kept_weight(module, "weight", write=True)
-        weight = weight if kept is None else kept
-    require_editable(weight, site)
-    view = weight.detach()
+    view = stored(module, "weight", site)
     return view.T if hasattr(module, "nf") else view
 
 

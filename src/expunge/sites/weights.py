@@ -31,14 +31,7 @@ def down_weight(model: nn.Module, site: Site) -> torch.Tensor:
             "leave part of the neuron; call merge_and_unload() on the model first, or load it with"
             " merge_adapter (--merge-adapter)."
         )
-    name = "down_proj" if site.kind == "expert" else "weight"
-    weight = getattr(module, name)
-    assert isinstance(weight, torch.Tensor)
-    if weight.device.type == "meta":
-        kept = kept_weight(module, name, write=True)
-        weight = weight if kept is None else kept
-    require_editable(weight, site)
-    view = weight.detach()
+    view = stored(module, "down_proj" if site.kind == "expert" else "weight", site)
     if site.kind == "expert":
         view = view[site.expert]
         view = view.T if is_transposed(module) else view
@@ -50,6 +43,17 @@ def down_weight(model: nn.Module, site: Site) -> torch.Tensor:
             f"(out, {site.width}); list the sites of this model with find_sites."
         )
     return view
+
+
+def stored(module: nn.Module, name: str, site: Site) -> torch.Tensor:
+    """A weight of a site where it is kept, offloaded or not; raises as `require_editable` does."""
+    weight = getattr(module, name)
+    assert isinstance(weight, torch.Tensor)
+    if weight.device.type == "meta":
+        kept = kept_weight(module, name, write=True)
+        weight = weight if kept is None else kept
+    require_editable(weight, site)
+    return weight.detach()
 
 
 def require_editable(weight: torch.Tensor, site: Site) -> None:
