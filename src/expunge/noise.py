@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from expunge.data import Example, load_image
@@ -24,7 +24,8 @@ from expunge.prompting import Prompter
 
 NUMBER = 256
 TILES = 4
-PLAIN = 0.5
+LEAVES = 0.7
+MOST_LEAVES = 64
 RUNS = 8
 ALIKE = 16
 
@@ -143,7 +144,7 @@ def related_like(
 
 
 def _blended(one: Example, other: Example, rng: np.random.Generator) -> Image.Image | None:
-    """Two pictures in one, blended or a part of one laid over the other; or mere colours."""
+    """Two pictures in one, blended or a part of one laid over the other; or dead leaves."""
     if not (one.has("multi") and other.has("multi")):
         return None
     try:
@@ -153,10 +154,8 @@ def _blended(one: Example, other: Example, rng: np.random.Generator) -> Image.Im
     if not all(isinstance(p, Image.Image) for p in pictures):
         return None
     first = pictures[0].convert("RGB")
-    if rng.random() < PLAIN:
-        tiles = int(rng.integers(1, TILES + 1))
-        colours = rng.integers(0, 256, size=(tiles, tiles, 3), dtype=np.uint8)
-        return Image.fromarray(colours).resize(first.size, Image.Resampling.NEAREST)
+    if rng.random() < LEAVES:
+        return dead_leaves(first.size, rng)
     second = pictures[1].convert("RGB").resize(first.size)
     if rng.random() < 0.5:
         return Image.blend(first, second, float(rng.uniform(0.3, 0.7)))
@@ -165,6 +164,37 @@ def _blended(one: Example, other: Example, rng: np.random.Generator) -> Image.Im
     box = (left, top, left + width // 2, top + height // 2)
     first.paste(second.crop(box), box)
     return first
+
+
+def dead_leaves(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """A picture of shapes that cover each other, as many as likely 1 as 64, small ones commoner.
+
+    Statistics of such pictures are near those of photographs: Lee, Mumford and Huang, Occlusion
+    models for natural images, 2001; Baradad et al., Learning to see by looking at noise, 2021.
+
+    Args:
+        size: Width and height in pixels.
+        rng: Source of the draw. Radii have a density falling with the third power, from a
+            sixteenth to a half of the shorter side; colours are uniform.
+    """
+
+    def colour() -> tuple[int, ...]:
+        return tuple(int(c) for c in rng.integers(0, 256, 3))
+
+    picture = Image.new("RGB", size, colour())
+    draw = ImageDraw.Draw(picture)
+    least, most = min(size) / 16, min(size) / 2
+    for _ in range(int(MOST_LEAVES ** rng.random())):
+        radius = (least**-2 + rng.random() * (most**-2 - least**-2)) ** -0.5
+        x, y = rng.uniform(0, size[0]), rng.uniform(0, size[1])
+        sides = int(rng.integers(2, 7))
+        if sides == 2:
+            tall = radius * rng.uniform(0.5, 1)
+            draw.ellipse([x - radius, y - tall, x + radius, y + tall], fill=colour())
+        else:
+            turned = float(rng.uniform(0, 360))
+            draw.regular_polygon((x, y, radius), sides, turned, fill=colour())
+    return picture
 
 
 def _words(prompter: Prompter) -> dict[int, str]:

@@ -10,8 +10,9 @@ from expunge.data import CONDITIONS
 from expunge.edit import applied, fingerprint, save_checkpoint
 from expunge.errors import InputError
 from expunge.fiction.shipped import checkpoint, suite
+from expunge.methods.base import Fit
 from expunge.methods.gated import leaps
-from expunge.methods.seek import Bounds, threshold
+from expunge.methods.seek import GAIN, Bounds, Found, Place, edits_at, threshold
 from expunge.models import Prompter, batches, load
 from expunge.pipeline import make_plan
 from expunge.plan import Plan
@@ -58,9 +59,9 @@ def test_it_forgets_and_keeps(world, questions, plan, condition):
     with applied(world[0], plan):
         found = {n: accuracy(world, rows, condition) for n, rows in questions.items()}
     assert found["forget"] <= 0.25 and found["test"] <= 0.28
-    assert found["retain"] >= 0.98 and found["neighbor"] >= 0.93
+    assert found["retain"] >= 0.98 and found["neighbor"] >= 0.95
     # what no retain question resembles is not at its target yet: docs/results.md
-    assert found["real"] >= 0.93 and found["skills"] >= 0.78
+    assert found["real"] >= 0.95 and found["skills"] >= 0.85
 
 
 def test_the_plan_is_small_and_tells_its_search(world, plan):
@@ -212,7 +213,27 @@ def test_sites_are_tried_from_the_first_and_all_of_them():
 
 def test_a_weaker_edit_starts_later():
     edges = [threshold(0.6, s) for s in (0.25, 0.5, 1.0, 2.0)]
-    assert edges == sorted(edges, reverse=True) and edges[2] == 0.6
+    assert edges == sorted(edges, reverse=True) and edges[0] > edges[1] > 0.6
+    assert edges[2:] == [0.6, 0.6]  # never where something that must stay is
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_new_neuron_grows_with_the_square_of_the_level_where_it_has_a_gate(gated):
+    """Against ((level - edge) / (1 - edge))^2, or to the first power, in float64."""
+    generator = torch.Generator().manual_seed(3)
+    row, take = torch.randn(8, generator=generator), torch.randn(5, generator=generator)
+    found = Found("text", row, 0.4, take)
+    place = Place(Fit(gated, True), None, torch.arange(40), 1.0, [found])
+    new = edits_at({"site": place}, {"text": 0.5})["site"].rewire
+    level = torch.tensor([0.1, 0.4, 0.6, 0.8, 1.0, 1.5], dtype=torch.float64)
+    x = level[:, None] * row.double() / row.double().square().sum()
+    one = torch.cat([x, torch.ones(len(x), 1).double()], 1)
+    z = nn.functional.silu(one @ new.gate.double().T)
+    z = z * (one @ new.up.double().T) if gated else z
+    edge = threshold(0.4, 0.5)
+    above = ((level - edge) / (1 - edge)).clamp_min(0)
+    expected = -0.5 * GAIN * above[:, None] ** (2 if gated else 1) * take.double()
+    assert torch.allclose(z @ new.down.double().T, expected, atol=1e-4)
 
 
 def test_a_limit_on_memory_bounds_what_is_held():

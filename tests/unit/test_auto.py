@@ -48,6 +48,12 @@ def test_search_stops_at_the_weakest_strength_that_forgets():
     assert len(steps) <= PACE.rises + PACE.halvings
 
 
+def test_of_candidates_that_forget_the_weakest_is_taken_even_if_none_loses_anything():
+    chosen, steps = searched(lambda s: verdict(4.0 if s["text"] >= 1.3 else 1.0, 3.0, 1.0))
+    forgetting = [s.strengths["text"] for s in steps if s.forgotten]
+    assert len(forgetting) > 1 and chosen["text"] == min(forgetting)
+
+
 def test_search_stays_inside_the_limit_when_that_comes_first():
     chosen, steps = searched(
         lambda s: verdict(s["multi"], 30.0, 0.99 if s["multi"] <= 2.9 else 0.9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from expunge.methods import METHODS
 from expunge.methods.filter_search import NOISE, RIDGE, views_of
 from expunge.methods.filters import moment
 from expunge.models import Prompter
-from expunge.noise import noise_like
+from expunge.noise import altered_like, dead_leaves, noise_like, related_like
 from expunge.pipeline import chosen_sites, settled
 from expunge.subspace import conditioned
 
@@ -68,6 +69,44 @@ def test_conditions_follow_the_rows(prompter, sets):
     assert [[e.has(c) for c in CONDITIONS] for e in text_only] == [[False, True]] * 4
     picture_only = noise_like(prompter, [replace(row, text_question=None)], 0, 4)
     assert [[e.has(c) for c in CONDITIONS] for e in picture_only] == [[True, False]] * 4
+
+
+def test_altered_questions_keep_a_part_of_a_real_one(prompter, sets):
+    made = altered_like(prompter, sets["retain"], 0, 60)
+    asked = {e.text_question for e in sets["retain"]}
+    fresh = [e.text_question for e in made if e.text_question not in asked]
+    assert len(fresh) > 40
+    ids = {q: prompter.tokenizer(q, add_special_tokens=False).input_ids for q in {*asked, *fresh}}
+
+    def common(one, two):
+        """Tokens from the start on, and from the end on, that two questions share."""
+        ends = [os.path.commonprefix([ids[one][::d], ids[two][::d]]) for d in (1, -1)]
+        return sum(map(len, ends))
+
+    for said in fresh:
+        assert max(common(said, q) - len(ids[q]) / 2 for q in asked) >= -1
+    assert [e.has("multi") for e in made[:4]] == [False, True, False, True]
+
+
+def test_related_words_have_like_embeddings(prompter, sets):
+    """Of two-dimensional embeddings on a circle: the runs stay near where they start."""
+    angle = torch.arange(len(prompter.tokenizer)) / len(prompter.tokenizer) * 2 * np.pi
+    circle = torch.stack([angle.cos(), angle.sin()], 1)
+    made = related_like(prompter, circle, sets["retain"], 0, 40)
+    steps = []
+    for row in made:
+        ids = prompter.tokenizer(row.text_question, add_special_tokens=False).input_ids
+        steps += np.abs(np.diff(ids)).tolist()
+    assert np.median(steps) < len(prompter.tokenizer) / 10
+
+
+def test_dead_leaves_are_drawn_by_seed_and_cover_each_other():
+    one, two, other = (dead_leaves((64, 48), np.random.default_rng(s)) for s in (1, 1, 2))
+    assert one.size == (64, 48) and one.mode == "RGB"
+    assert one.tobytes() == two.tobytes() != other.tobytes()
+    rng = np.random.default_rng(0)
+    colours = [len(dead_leaves((64, 64), rng).getcolors()) for _ in range(60)]
+    assert min(colours) <= 3 < 12 < max(colours)
 
 
 def test_a_signal_is_no_picture(prompter, sets, tmp_path):

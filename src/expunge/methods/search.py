@@ -71,8 +71,8 @@ def search(
         pace: First strength and numbers of candidates.
 
     Returns:
-        Of the candidates inside the limit the one that keeps most among those that forget, else
-        the one whose least forgotten condition is furthest; all 0 if there is none.
+        Of the candidates inside the limit the weakest of those that forget, else the one whose
+        least forgotten condition is furthest; all 0 if there is none.
     """
 
     def tried(strengths: Strengths) -> Step:
@@ -97,7 +97,7 @@ def search(
         return dict.fromkeys(start.nll, 0.0)
     done = [s for s in inside if s.forgotten]
     if done:
-        return max(done, key=lambda s: s.kept).strengths
+        return min(done, key=lambda s: math.prod(s.strengths.values())).strengths
     return max(inside, key=lambda s: min(s.done.values())).strengths
 
 
@@ -175,9 +175,9 @@ def told(start: Verdict, steps: list[Step], chosen: Strengths, keep: float) -> d
         "explanation": (
             "Candidates of growing strength were tried on the model, each condition with a strength"
             " of its own. Of those under which everything is forgotten (the model answers like one"
-            " that never knew) the candidate that keeps most is taken, as long as retain subjects"
-            f" held out of the statistics keep {keep:.0%} of their accuracy; if that limit comes"
-            " first, the candidate inside it whose least forgotten condition is forgotten furthest."
+            " that never knew) the weakest is taken, as long as retain subjects held out of the"
+            f" statistics keep {keep:.0%} of their accuracy; if that limit comes first, the"
+            " candidate inside it whose least forgotten condition is forgotten furthest."
         ),
         "limit": keep,
         "steps": rows,

@@ -240,7 +240,12 @@ def edits_at(places: Mapping[str, Place], strengths: Strengths) -> dict[str, Sit
 
 
 def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
-    """New neurons for detectors, in the places of the least used ones."""
+    """New neurons for detectors, in the places of the least used ones.
+
+    What a neuron with a gate says grows with the square of how far an input is above the
+    threshold, since gate and up read the same: what is only just above it, as inputs of no known
+    kind mostly are, hardly counts. A neuron without a gate can only grow with it.
+    """
     edges = torch.tensor([threshold(f.kept, strengths[f.condition]) for f in new])
     gains = torch.tensor([GAIN * strengths[f.condition] for f in new])
     take = torch.stack([f.take for f in new], 1).cpu()
@@ -253,8 +258,9 @@ def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
     # as loud as makes the weights out of the new neuron about as large as those of the others
     amount = (gains * take.norm(dim=0) / place.size).clamp_min(1e-6)
     sharp = torch.full_like(amount, SHARP) if place.fit.gated else amount.clamp_min(SHARP)
-    gate = (rows - edges[:, None] * one) * (sharp / wide)[:, None]
-    up = (amount / sharp)[:, None] * one if place.fit.gated else gate[:0]
+    above = (rows - edges[:, None] * one) / wide[:, None]
+    gate = sharp[:, None] * above
+    up = (amount / sharp)[:, None] * above if place.fit.gated else gate[:0]
     down = -take * (gains / (amount if place.fit.gated else sharp))
     pool = place.pool[: 2 * len(new) + SPARE]
     order = pool[: len(new)].argsort()
@@ -268,6 +274,8 @@ def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
 
 
 def threshold(kept: float, strength: float) -> float:
-    """Where a detector starts: above the greatest level on what is kept, the more the weaker."""
-    slack = -SLACK * math.log2(strength)
-    return kept + slack * (1 - kept) if slack >= 0 else kept * max(0.0, 1 + slack)
+    """Where a detector starts: above the greatest level on what is kept, the more the weaker.
+
+    At strengths over 1 it starts at that level: never where something that must stay is.
+    """
+    return kept + SLACK * max(0.0, -math.log2(strength)) * (1 - kept)
