@@ -17,7 +17,7 @@ from expunge.judge import Judge
 from expunge.methods import Evidence, Method
 from expunge.methods.base import ASIDE, NOISE_SET, PICTURE
 from expunge.models import Prompter
-from expunge.noise import altered_like, noise_like, related_like
+from expunge.noise import altered_like, noise_like, related_like, told_by
 from expunge.parallel import part
 from expunge.passes import Name, Passes, groups_within
 from expunge.progress import Progress
@@ -77,6 +77,7 @@ def _with_aside(bench: Bench, method: Method) -> Evidence:
     embeddings = bench.model.get_input_embeddings().weight
     noise = noise_like(prompter, kept, seed) + altered_like(prompter, kept, seed)
     noise += related_like(prompter, embeddings, kept, seed)
+    noise += told_by(bench.model, prompter, kept, seed)
     sets = {"forget": bench.sets["forget"], "retain": kept, ASIDE: aside, NOISE_SET: noise}
     return replace(evidence_of(replace(bench, sets=sets), {}, {}), method=method.name)
 

@@ -59,7 +59,13 @@ class Judge:
             for c in CONDITIONS
         }
         each = math.ceil(HELD_OUT / max(len(folds), 1))
-        sets |= {str(i): drawn(fold, each, rng) for i, fold in enumerate(folds)}
+        held = {str(i): drawn(fold, each, rng) for i, fold in enumerate(folds)}
+        self.owners = {
+            (n, c): [e.subject for e in rows if e.has(c)]
+            for n, rows in held.items()
+            for c in CONDITIONS
+        }
+        sets |= held
         self.sets = {
             (name, condition): ProbeSet(model, prompter, rows, condition, batch_size=batch_size)
             for name, rows in sets.items()
@@ -91,8 +97,22 @@ class Judge:
             whole,
             held_out={c: _mean([f.recalled for f in each]) for c, each in kept.items()},
             held_out_nll={c: _mean([f.nll for f in each]) for c, each in kept.items()},
+            held_out_error={c: self._error(found, folds, c) for c in kept},
             apart=apart,
         )
+
+    def _error(
+        self, found: Mapping[tuple[str, str], Forcing], folds: Sequence[str], condition: str
+    ) -> float:
+        """Standard error over subjects of the share of held-out questions recalled."""
+        by_subject: dict[str, list[float]] = {}
+        for fold in folds:
+            if (fold, condition) in found:
+                right = found[fold, condition].recalled.tolist()
+                for who, each in zip(self.owners[fold, condition], right, strict=True):
+                    by_subject.setdefault(who, []).append(float(each))
+        shares = [sum(each) / len(each) for each in by_subject.values()]
+        return float(np.std(shares, ddof=1) / math.sqrt(len(shares))) if len(shares) > 1 else 0.0
 
     def _forgotten(self, found: Mapping[tuple[str, str], Forcing], subject: str | None) -> Verdict:
         """What is left of the forget questions, of one subject or of all."""

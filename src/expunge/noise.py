@@ -6,20 +6,24 @@ counts them among what is kept spares neighbours and skills that no retain set c
 
 Nearer to the retain set are its questions with some words put in the place of others, over pictures
 blended of two (`altered_like`), and words that belong together (`related_like`): a list of colours,
-say, which random tokens never are.
+say, which random tokens never are. What the model says by itself (`told_by`) stands for ordinary
+text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from expunge.data import Example, load_image
 from expunge.errors import InputError
+from expunge.models import input_device
 from expunge.prompting import Prompter
 
 NUMBER = 256
@@ -28,6 +32,8 @@ LEAVES = 0.7
 MOST_LEAVES = 64
 RUNS = 8
 ALIKE = 16
+TOLD = 128
+TOLD_LENGTH = 48
 
 
 def noise_like(
@@ -140,6 +146,56 @@ def related_like(
         image = like.image if count % 2 and like.has("multi") else None
         question = None if image is None else asked
         found.append(replace(like, image=image, question=question, text_question=asked))
+    return found
+
+
+@torch.inference_mode()
+def told_by(
+    model: Any, prompter: Prompter, examples: Sequence[Example], seed: int, number: int = TOLD
+) -> list[Example]:
+    """Make questions of what the model itself says when it goes on from one random token.
+
+    A pretrained model says then something like what it has read: ordinary text, of which neither
+    retain questions nor random tokens hold any.
+
+    Args:
+        model: A causal language model with or without towers; unchanged.
+        prompter: Whose tokenizer gives the tokens; special and added tokens are never said.
+        examples: Where pictures are drawn from, for every second question.
+        seed: Of the draw.
+        number: How many questions; none where the model cannot generate.
+    """
+    tokenizer, words = prompter.tokenizer, list(_words(prompter))
+    if not getattr(model, "can_generate", bool)():
+        return []
+    rng = np.random.default_rng([seed, 29])
+    lead = tokenizer("").input_ids[:1]
+    starts = torch.tensor([[*lead, words[i]] for i in rng.integers(len(words), size=number)])
+    starts = starts.to(input_device(model))
+    apart = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        said = model.generate(
+            input_ids=starts,
+            attention_mask=torch.ones_like(starts),
+            do_sample=True,
+            top_k=0,
+            min_new_tokens=TOLD_LENGTH,
+            max_new_tokens=TOLD_LENGTH,
+            suppress_tokens=sorted(apart),
+            pad_token_id=0,
+        )
+    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+    found = []
+    for count, text in enumerate(texts):
+        *asked, answer = text.split() or [""]
+        if asked:
+            like = examples[int(rng.integers(len(examples)))]
+            image = like.image if count % 2 and like.has("multi") else None
+            question = " ".join(asked)
+            shown = None if image is None else question
+            row = Example("noise", answer, question=shown, image=image, text_question=question)
+            found.append(row)
     return found
 
 

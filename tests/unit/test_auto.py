@@ -2,22 +2,26 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS
+from expunge.edit import edited
 from expunge.evaluate import teacher_forced
 from expunge.evidence import folded
 from expunge.fiction.shipped import checkpoint, suite
-from expunge.judge import drawn, with_other_answers
+from expunge.judge import Judge, drawn, with_other_answers
 from expunge.methods import search
 from expunge.methods.base import Verdict
 from expunge.methods.filter_search import PACE, scales_of
 from expunge.models import Prompter, load
 from expunge.pipeline import make_plan
+from expunge.plan import SiteEdit
 from expunge.probe_set import ProbeSet
+from expunge.sites import find_sites
 from expunge.subspace import views
 
 
@@ -124,6 +128,8 @@ def test_kept_is_the_worse_condition_relative_to_the_start():
     start = Verdict({}, {}, {}, {"multi": 0.8, "text": 0.5}, {})
     now = Verdict({}, {}, {}, {"multi": 0.8, "text": 0.4}, {})
     assert search.kept_share(start, now) == pytest.approx(0.8)
+    unsure = replace(now, held_out_error={"multi": 0.1, "text": 0.05})
+    assert search.kept_share(start, unsure) == pytest.approx(0.9)  # and never over 1
 
 
 def test_folds_share_no_subject_and_lose_no_row():
@@ -153,6 +159,29 @@ def test_draws_are_even_over_subjects_and_other_answers_are_wrong():
 @pytest.fixture(scope="module")
 def vanilla():
     return load(checkpoint("vanilla"))
+
+
+def test_the_error_of_what_is_kept_is_that_of_a_mean_over_subjects(vanilla):
+    """Against a loop over people, under an edit that some of them do not survive."""
+    model, processor = vanilla
+    sites = {s.key: s for s in find_sites(model)}
+    sets = suite(5).sets
+    retain = [e for e in sets["retain"] if e.has("text")][:100]
+    folds = [retain[:50], retain[50:]]
+    judge = Judge(model, Prompter(processor), sites, sets["forget"], folds)
+    harm = {f"language.{i}": SiteEdit(prune=torch.arange(0, 1024, 2)) for i in range(2)}
+    found = judge(harm, [harm, harm])
+    by_person = {}
+    with edited(model, sites, harm):
+        for name in ("0", "1"):
+            rows = judge.sets[name, "text"]
+            right = rows.run(model).recalled.double()
+            for who, each in zip(judge.owners[name, "text"], right, strict=True):
+                by_person.setdefault(who, []).append(each)
+    means = torch.stack([torch.stack(v).mean() for v in by_person.values()])
+    assert 0.05 < found.held_out["text"] < 0.95
+    error = float(means.std() / len(means) ** 0.5)
+    assert found.held_out_error["text"] == pytest.approx(error)
 
 
 def test_probe_sets_agree_with_the_evaluation(vanilla):

@@ -19,7 +19,7 @@ from expunge.methods import METHODS
 from expunge.methods.filter_search import NOISE, RIDGE, views_of
 from expunge.methods.filters import moment
 from expunge.models import Prompter
-from expunge.noise import altered_like, dead_leaves, noise_like, related_like
+from expunge.noise import altered_like, dead_leaves, noise_like, related_like, told_by
 from expunge.pipeline import chosen_sites, settled
 from expunge.subspace import conditioned
 
@@ -107,6 +107,25 @@ def test_dead_leaves_are_drawn_by_seed_and_cover_each_other():
     rng = np.random.default_rng(0)
     colours = [len(dead_leaves((64, 64), rng).getcolors()) for _ in range(60)]
     assert min(colours) <= 3 < 12 < max(colours)
+
+
+def test_what_the_model_says_itself_is_sampled_from_it(prompter, sets):
+    model, rows = build_model(prompter.processor, seed=0), sets["retain"]
+    before = torch.get_rng_state()
+    made = told_by(model, prompter, rows, 0, 12)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [e.text_question for e in told_by(model, prompter, rows, 0, 12)] == [
+        e.text_question for e in made
+    ]
+    specials = {*prompter.tokenizer.all_special_tokens, *prompter.tokenizer.get_added_vocab()}
+    assert not any(s in e.text_question for s in specials for e in made)
+    assert any(e.has("multi") for e in made) and all(e.has("text") for e in made)
+    head = model.get_output_embeddings()  # made to say hardly anything but one word
+    ids = prompter.tokenizer(rows[0].answer, add_special_tokens=False).input_ids[:1]
+    head.bias = torch.nn.Parameter(torch.zeros(head.out_features))
+    head.bias.data[ids[0]] = 50.0
+    word = prompter.tokenizer.decode(ids).strip()
+    assert all(e.text_question.count(word) > 20 for e in told_by(model, prompter, rows, 0, 4))
 
 
 def test_a_signal_is_no_picture(prompter, sets, tmp_path):

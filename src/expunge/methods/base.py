@@ -167,6 +167,7 @@ class Verdict:
             not below it, the reference answer is no likelier than a stranger's.
         held_out: Share of the held-out retain questions still recalled.
         held_out_nll: Mean NLL of their reference answers.
+        held_out_error: Standard error of `held_out` over the subjects; 0 where there is one.
         likelier: How often the reference answer to a forget question is likelier than a stranger's
             answer to it; 0.5 where nobody who never knew could do better.
         other_recalled: Share of the strangers' answers that are the greedy one.
@@ -180,6 +181,7 @@ class Verdict:
     held_out_nll: Mapping[str, float]
     likelier: Mapping[str, float] = field(default_factory=dict)
     other_recalled: Mapping[str, float] = field(default_factory=dict)
+    held_out_error: Mapping[str, float] = field(default_factory=dict)
     apart: Mapping[str, Verdict] = field(default_factory=dict)
 
 

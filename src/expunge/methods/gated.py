@@ -11,15 +11,16 @@ never knew (see `search.unknown`), it gets no more detectors.
 
 How far above the kept inputs a threshold lies and how loud a new neuron is are one strength for
 each condition, found by search. What it costs is asked of retain subjects that were put aside,
-under detectors found without them; those of the plan are found with them. Where the limit on what
-is lost comes before everything is forgotten, more detectors are looked for at the strengths
-reached, and the search is done again. Forward passes are all it takes.
+under detectors found without them; those of the plan are found with them. Where not everything is
+forgotten at strength 1 or inside the limit on what is lost, more detectors are looked for at the
+strengths reached, and the search is done again, now up to strengths over 1. Forward passes are all
+it takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -47,7 +48,8 @@ VIEWS = {"multi": ("multi", PICTURE), "text": ("text",)}
 ADDED = (1, 2, 3)
 LEAPS = 8
 POOR = 0.5
-PACE = Pace(first=0.25, rises=5, halvings=2, done=unknown)
+PACE = Pace(first=0.25, rises=3, halvings=2, done=unknown)
+LOUDER = Pace(first=0.25, rises=5, halvings=2, done=unknown)
 
 
 def decide(evidence: Evidence, config: RunConfig) -> Outcome:
@@ -71,11 +73,11 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     }
     if config.strength is not None:
         return Outcome(edits_at(chain.places, dict.fromkeys(full, config.strength)), {}, notes)
-    first = searched(chain, config.keep)
+    first = searched(chain, config.keep, PACE)
     best = first
     if first.reached is not None and not first.reached.forgotten:
         chain.run(first.reached.strengths)
-        best = max(first, searched(chain, config.keep), key=lambda s: s.order)
+        best = max(first, searched(chain, config.keep, LOUDER), key=lambda s: s.order)
     return Outcome(best.edits, {}, notes | {"search": best.told})
 
 
@@ -99,7 +101,7 @@ class Searched:
         return min(self.reached.done.values()) if self.reached else -1.0
 
 
-def searched(chain: Chain, keep: float) -> Searched:
+def searched(chain: Chain, keep: float, pace: Pace) -> Searched:
     """Search the strengths of what a chain has found."""
     judge = chain.evidence.judge
     assert judge is not None
@@ -108,7 +110,7 @@ def searched(chain: Chain, keep: float) -> Searched:
     def tried(now: Strengths) -> Verdict:
         return judge(edits_at(chain.places, now), [edits_at(chain.shadow, now)])
 
-    chosen = search(tried, chain.start, keep, steps, PACE)
+    chosen = search(tried, chain.start, keep, steps, pace)
     reached = next((s for s in steps if s.strengths is chosen), None)
     about = told(chain.start, steps, chosen, keep)
     return Searched(edits_at(chain.places, chosen), reached, about)
@@ -205,7 +207,7 @@ class Chain:
                     tokens = given[condition]
                     if tokens is not None and subjects:
                         looked = Looked(condition, tokens, subjects, number)
-                        seeker.place.found += self._viewed(seeker, looked, turn)
+                        seeker.place.found += self._viewed(seeker, looked, key, turn)
             if len(self.places[key].found) == before_count:
                 return
             now = judge(self.edits(), [])
@@ -214,16 +216,26 @@ class Chain:
             if not left:
                 return
 
-    def _viewed(self, seeker: Seeker, looked: Looked, turn: int) -> list[Found]:
-        """Detectors for a condition; the first site decides which view of it answers better."""
+    def _viewed(self, seeker: Seeker, looked: Looked, key: str, turn: int) -> list[Found]:
+        """Detectors for a condition; the first site decides which view of it forgets more."""
         choices = VIEWS[looked.condition]
-        if looked.condition not in self.views:
+        if looked.condition not in self.views and len(choices) > 1:
             found = {view: seeker.seek(looked, view) for view in choices}
-            self.views[looked.condition] = max(choices, key=lambda v: found[v][1])
-            return found[self.views[looked.condition]][0]
-        view = self.views[looked.condition]
+            forgets = {view: self._forgets(key, each, looked) for view, each in found.items()}
+            self.views[looked.condition] = max(choices, key=lambda v: forgets[v])
+            return found[self.views[looked.condition]]
+        view = self.views.setdefault(looked.condition, choices[0])
         view = view if not turn else next((v for v in choices if v != view), view)
-        return seeker.seek(looked, view)[0]
+        return seeker.seek(looked, view)
+
+    def _forgets(self, key: str, found: list[Found], looked: Looked) -> tuple[float, float]:
+        """How much of a condition is forgotten with these too: see `unknown`; and the loss."""
+        judge = self.evidence.judge
+        assert judge is not None
+        place = self.places[key]
+        tried = self.places | {key: replace(place, found=place.found + found)}
+        now = judge(edits_at(tried, self.strengths), [])
+        return unknown(now)[looked.condition], now.nll[looked.condition]
 
 
 def leaps(keys: Sequence[str]) -> Iterator[str]:

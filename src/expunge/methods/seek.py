@@ -169,8 +169,8 @@ class Seeker:
     background: Background
     place: Place
 
-    def seek(self, looked: Looked, view: str) -> tuple[list[Found], float]:
-        """Detectors of the subjects, and the mean share of their questions that they answer."""
+    def seek(self, looked: Looked, view: str) -> list[Found]:
+        """Detectors of the subjects at the positions of a view."""
         tokens = looked.tokens
         assert tokens.question is not None and tokens.answer is not None
         owners = self.access.owners("forget", looked.condition)
@@ -181,35 +181,31 @@ class Seeker:
             inside = inside & (tokens.picture if view == PICTURE else ~tokens.picture)
         for known in self.place.found:
             inside = inside & (self._level(tokens.x, known.row) <= known.kept)
-        found, covered = [], 0.0
+        found = []
         for name in sorted(looked.subjects):
             mine = torch.nonzero(inside.cpu() & (own == names.index(name)))[:, 0]
-            each, share = self._subject(looked, mine)
-            found += each
-            covered += share / len(looked.subjects)
-        return found, covered
+            found += self._subject(looked, mine)
+        return found
 
-    def _subject(self, looked: Looked, mine: Tensor) -> tuple[list[Found], float]:
-        """Detectors of one subject at its positions `mine`, and the share of questions answered."""
+    def _subject(self, looked: Looked, mine: Tensor) -> list[Found]:
+        """Detectors of one subject at its positions `mine`."""
         tokens = looked.tokens
         assert tokens.question is not None and tokens.out is not None
         total = tokens.question[mine].unique().numel()
         found: list[Found] = []
-        answered: set[int] = set()
         while len(found) < looked.number and len(mine) >= FEWEST:
             x = tokens.x[mine]
             row, kept, level = self._detector(x)
             fires = level > kept
-            questions = tokens.question[mine][fires].unique().tolist()
-            if kept > HIGHEST or int(fires.sum()) < FEWEST or len(questions) < COVER * total:
+            questions = tokens.question[mine][fires].unique().numel()
+            if kept > HIGHEST or int(fires.sum()) < FEWEST or questions < COVER * total:
                 break
             weight = (level - kept).clamp_min(0)
             take = (weight[:, None] * tokens.out[mine]).sum(0) / weight.sum()
             mean = float(level[fires].mean())
             found.append(Found(looked.condition, row / mean, kept / mean, take))
-            answered |= set(questions)
             mine = mine[~fires.cpu()]
-        return found, len(answered) / max(total, 1)
+        return found
 
     def _detector(self, x: Tensor) -> tuple[Tensor, float, Tensor]:
         """Row, its greatest level on what is kept, and the levels of x."""
