@@ -5,7 +5,8 @@
 Every method gets the same search effort (`benchmarks/search.py`), then one run of
 `expunge.compare` at the setting found. What is measured is kept under runs/bench and in
 benchmarks/methods.json, and is not measured again; delete the folder after a change of a method.
-With --methods a part is run, and the page is written from all that is known; --write only writes.
+With --methods a part is run, and the page is written from all that is known; the picture needs the
+runs of all. --write writes the page alone.
 """
 
 import argparse
@@ -181,9 +182,9 @@ def main():
         known = {"task": folder.name, "rule": RULE, "rows": {}}
     if not chosen.write:
         measure(chosen.methods.split(","), config, questions, folder, known)
-    specs = [r["name"] for r in known["rows"].values() if r["method"]]
-    compare(config, questions, [s.replace(" ", "=") for s in specs], folder / "compare")
-    shutil.copyfile(folder / "compare" / "compare.svg", pages.DOCS / "methods.svg")
+        specs = [r["name"] for r in known["rows"].values() if r["method"]]
+        compare(config, questions, [s.replace(" ", "=") for s in specs], folder / "compare")
+        shutil.copyfile(folder / "compare" / "compare.svg", pages.DOCS / "methods.svg")
     pages.write_part(PAGE, "methods", part(known))
 
 
