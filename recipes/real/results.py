@@ -168,8 +168,7 @@ def intervals(known: dict) -> str:
 
 def group_table(known: dict) -> str:
     """The default method on every group, group 0 first."""
-    ours = known["rows"].get("auto", known["rows"].get("filter-search"))
-    rows = {"0 (the table above)": ours, **known["groups"]}
+    rows = {"0 (the table above)": known["rows"]["auto"], **known["groups"]}
     lines = [
         [name, *(pages.pair(values(row, s)) for s in SETS), pages.shown(row["seconds"], 0)]
         for name, row in rows.items()

@@ -77,7 +77,8 @@ def _with_aside(bench: Bench, method: Method) -> Evidence:
     embeddings = bench.model.get_input_embeddings().weight
     noise = noise_like(prompter, kept, seed) + altered_like(prompter, kept, seed)
     noise += related_like(prompter, embeddings, kept, seed)
-    noise += told_by(bench.model, prompter, kept, seed)
+    with bench.progress.task("sample text", 1):
+        noise += told_by(bench.model, prompter, kept, seed)
     sets = {"forget": bench.sets["forget"], "retain": kept, ASIDE: aside, NOISE_SET: noise}
     return replace(evidence_of(replace(bench, sets=sets), {}, {}), method=method.name)
 

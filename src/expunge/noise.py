@@ -143,9 +143,7 @@ def related_like(
         ]
         said = [known[ids[i]] for run in runs for i in run][:length]
         asked = "".join(said).strip() or known[ids[0]].strip()
-        image = like.image if count % 2 and like.has("multi") else None
-        question = None if image is None else asked
-        found.append(replace(like, image=image, question=question, text_question=asked))
+        found.append(_asking(like, asked, shown=bool(count % 2)))
     return found
 
 
@@ -165,14 +163,13 @@ def told_by(
         seed: Of the draw.
         number: How many questions; none where the model cannot generate.
     """
-    tokenizer, words = prompter.tokenizer, list(_words(prompter))
     if not getattr(model, "can_generate", bool)():
         return []
+    tokenizer, words = prompter.tokenizer, list(_words(prompter))
     rng = np.random.default_rng([seed, 29])
     lead = tokenizer("").input_ids[:1]
     starts = torch.tensor([[*lead, words[i]] for i in rng.integers(len(words), size=number)])
     starts = starts.to(input_device(model))
-    apart = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         said = model.generate(
@@ -182,7 +179,7 @@ def told_by(
             top_k=0,
             min_new_tokens=TOLD_LENGTH,
             max_new_tokens=TOLD_LENGTH,
-            suppress_tokens=sorted(apart),
+            suppress_tokens=sorted(_set_apart(tokenizer)),
             pad_token_id=0,
         )
     texts = tokenizer.batch_decode(said, skip_special_tokens=True)
@@ -191,12 +188,16 @@ def told_by(
         *asked, answer = text.split() or [""]
         if asked:
             like = examples[int(rng.integers(len(examples)))]
-            image = like.image if count % 2 and like.has("multi") else None
-            question = " ".join(asked)
-            shown = None if image is None else question
-            row = Example("noise", answer, question=shown, image=image, text_question=question)
-            found.append(row)
+            row = _asking(like, " ".join(asked), shown=bool(count % 2))
+            found.append(replace(row, answer=answer))
     return found
+
+
+def _asking(like: Example, asked: str, *, shown: bool) -> Example:
+    """The same row with another question, over its picture or in text alone."""
+    image = like.image if shown and like.has("multi") else None
+    question = None if image is None else asked
+    return replace(like, image=image, question=question, text_question=asked)
 
 
 def _blended(one: Example, other: Example, rng: np.random.Generator) -> Image.Image | None:
@@ -256,7 +257,7 @@ def dead_leaves(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
 def _words(prompter: Prompter) -> dict[int, str]:
     """What each ordinary token says, where it says something by itself, by token id."""
     tokenizer = prompter.tokenizer
-    apart = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    apart = _set_apart(tokenizer)
     said = {i: tokenizer.decode([i]) for i in range(len(tokenizer)) if i not in apart}
     words = {
         i: word
@@ -264,6 +265,11 @@ def _words(prompter: Prompter) -> dict[int, str]:
         if word.strip() and word.isprintable() and "\ufffd" not in word
     }
     return words or {0: "a"}
+
+
+def _set_apart(tokenizer: Any) -> set[int]:
+    """Ids of special and added tokens."""
+    return {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
 
 
 def _scrambled(example: Example, rng: np.random.Generator) -> Image.Image | None:

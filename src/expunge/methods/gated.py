@@ -49,7 +49,7 @@ ADDED = (1, 2, 3)
 LEAPS = 8
 POOR = 0.5
 PACE = Pace(first=0.25, rises=3, halvings=2, done=unknown)
-LOUDER = Pace(first=0.25, rises=5, halvings=2, done=unknown)
+LOUDER = replace(PACE, rises=5)
 
 
 def decide(evidence: Evidence, config: RunConfig) -> Outcome:
