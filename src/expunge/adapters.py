@@ -83,7 +83,7 @@ def _factors(plan: Plan) -> dict[str, tuple[Tensor, Tensor]]:
     """Module path -> (A [out, rank], B [rank, width])."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for key, edit in plan.edits.items():
-        if edit.kind not in ("lowrank", "rewire"):
+        if edit.kind not in ("lowrank", "rewire", "lowrank+rewire"):
             raise InputError(
                 f"the plan edits {key} by {edit.kind or 'nothing'}; only low-rank edits or rewired"
                 " neurons can become a LoRA adapter: save the edited checkpoint instead"
@@ -94,7 +94,10 @@ def _factors(plan: Plan) -> dict[str, tuple[Tensor, Tensor]]:
                 " cannot hold; save the edited checkpoint instead"
             )
         if edit.lowrank is not None and edit.lowrank[1].shape[0]:
-            found[str(plan.sites[key]["path"])] = edit.lowrank
+            a, b = edit.lowrank
+            if edit.rewire is not None:  # whose columns are replaced whole
+                b = b.index_fill(1, edit.rewire.index, 0.0)
+            found[str(plan.sites[key]["path"])] = a, b
     return found
 
 

@@ -13,17 +13,21 @@ from expunge.bench import Bench
 from expunge.collect import Counting, Statistics, collect_statistics
 from expunge.config import RunConfig, bytes_of
 from expunge.data import CONDITIONS, Example
+from expunge.errors import InputError
 from expunge.judge import Judge
 from expunge.methods import Evidence, Method
-from expunge.methods.base import ASIDE, NOISE_SET, PICTURE
-from expunge.models import Prompter
-from expunge.noise import altered_like, noise_like, related_like, told_by
-from expunge.parallel import part
-from expunge.passes import Name, Passes, groups_within
+from expunge.methods.base import ASIDE, NOISE_SET, PICTURE, SAID_SET
+from expunge.models import Prompter, input_device
+from expunge.noise import altered_like, halved, noise_like, related_like, told_by
+from expunge.parallel import least, part
+from expunge.passes import Name, Passes, free_memory, groups_within
 from expunge.progress import Progress
 from expunge.sites import Site, down_weight, inner_of
 from expunge.stats import NeuronStats, SecondMoment
 from expunge.subspace import workspace
+
+SAID = 32
+"""Of the texts that the model says itself, how many are put aside to judge by."""
 
 
 def gather(
@@ -45,12 +49,13 @@ def gather(
     shown = progress or Progress()
     if method.instead and not takes_neurons(model, sites):
         method = methods.get(method.instead)
+    bench = Bench(model, prompter, sets, sites, config, shown)
     if method.aside:
-        return _with_aside(Bench(model, prompter, sets, sites, config, shown), method)
-    if method.folds:
+        sets = _parted(bench, method)
+    elif method.folds:
         parts = folded(sets["retain"], method.folds, config.seed)
         sets = {"forget": sets["forget"], **{n: rows for n, rows in parts.items() if rows}}
-    asked = dict(sets)
+    asked = {name: rows for name, rows in sets.items() if name != SAID_SET}
     if method.noise:
         kept = [e for name, rows in sets.items() if name != "forget" for e in rows]
         asked[NOISE_SET] = noise_like(prompter, kept, config.seed)
@@ -61,15 +66,30 @@ def gather(
     if method.neurons:
         neurons = {of: collector.neurons(of, own) for of, own in reach.items()}
     if method.moments:
-        limit = None if config.memory is None else bytes_of(config.memory)
-        groups = groups_within(limit, sites, reach, held_beside(sites, method))
-        second = Passes(reach, groups, collector.moments)
-    found = evidence_of(Bench(model, prompter, sets, sites, config, shown), neurons, second)
+        second = _moments(collector, reach, sites, method)
+    found = evidence_of(replace(bench, sets=sets), neurons, second)
     return replace(found, method=method.name)
 
 
-def _with_aside(bench: Bench, method: Method) -> Evidence:
-    """Part the retain subjects, and add questions about nothing and about almost nothing."""
+def _moments(
+    collector: _Collector, reach: Mapping[Name, list[Site]], sites: Sequence[Site], method: Method
+) -> Mapping[Name, Any]:
+    """Second moments; none where they do not fit and the method can do without."""
+    memory = collector.config.memory
+    limit = None if memory is None else bytes_of(memory)
+    if method.aside and limit is None:
+        limit = least(free_memory(input_device(collector.model)) // 2)
+    try:
+        groups = groups_within(limit, sites, reach, held_beside(sites, method))
+    except InputError:
+        if method.aside:
+            return {}
+        raise
+    return Passes(reach, groups, collector.moments)
+
+
+def _parted(bench: Bench, method: Method) -> dict[str, Sequence[Example]]:
+    """Part the retain subjects, and add questions about nothing and texts the model says."""
     parts = folded(bench.sets["retain"], round(1 / method.aside), bench.config.seed)
     aside, *rest = parts.values()
     kept = [e for rows in rest for e in rows] or aside
@@ -78,9 +98,15 @@ def _with_aside(bench: Bench, method: Method) -> Evidence:
     noise = noise_like(prompter, kept, seed) + altered_like(prompter, kept, seed)
     noise += related_like(prompter, embeddings, kept, seed)
     with bench.progress.task("sample text", 1):
-        noise += told_by(bench.model, prompter, kept, seed)
-    sets = {"forget": bench.sets["forget"], "retain": kept, ASIDE: aside, NOISE_SET: noise}
-    return replace(evidence_of(replace(bench, sets=sets), {}, {}), method=method.name)
+        told = told_by(bench.model, prompter, kept, seed)
+    noise += told[SAID:]
+    return {
+        "forget": bench.sets["forget"],
+        "retain": kept,
+        ASIDE: aside,
+        NOISE_SET: noise,
+        SAID_SET: halved(prompter, told[:SAID]),
+    }
 
 
 def takes_neurons(model: Any, sites: Sequence[Site]) -> bool:
@@ -162,7 +188,7 @@ def held_beside(sites: Sequence[Site], method: Method) -> int:
     apart = 3 if method.picture else 0  # forget moments that are looked at one by one
     solver = max(workspace(s.width) + apart * 8 * s.width**2 for s in sites)
     each = sum(3 * 8 * s.width * min(method.directions, s.width) for s in sites)
-    return solver + (method.folds + 1) * each
+    return solver + (method.folds + bool(method.aside) + 1) * each
 
 
 def fold_names(number: int) -> list[str]:
@@ -201,6 +227,7 @@ def evidence_of(bench: Bench, neurons: Mapping[Any, Any], moments: Mapping[Any, 
             by_key,
             bench.sets["forget"],
             folds,
+            bench.sets.get(SAID_SET, ()),
             seed=bench.config.seed,
             batch_size=2 * bench.config.batch_size,
         )

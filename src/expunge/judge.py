@@ -12,7 +12,7 @@ import torch
 
 from expunge.data import CONDITIONS, Example
 from expunge.edit import edited
-from expunge.methods.base import Verdict
+from expunge.methods.base import SAID_SET, Verdict
 from expunge.models import Prompter
 from expunge.plan import SiteEdit
 from expunge.probe_set import Forcing, ProbeSet
@@ -33,6 +33,7 @@ class Judge:
         sites: Sites by key.
         forget: Questions to be forgotten.
         folds: Retain questions in folds that share no subject.
+        said: Texts that the model said itself.
         seed: Of the draw of questions and of other answers.
         batch_size: Questions per forward pass.
     """
@@ -44,6 +45,7 @@ class Judge:
         sites: Mapping[str, Site],
         forget: Sequence[Example],
         folds: Sequence[Sequence[Example]],
+        said: Sequence[Example] = (),
         *,
         seed: int = 0,
         batch_size: int = 64,
@@ -65,7 +67,7 @@ class Judge:
             for n, rows in held.items()
             for c in CONDITIONS
         }
-        sets |= held
+        sets |= held | {SAID_SET: list(said)}
         self.sets = {
             (name, condition): ProbeSet(model, prompter, rows, condition, batch_size=batch_size)
             for name, rows in sets.items()
@@ -100,6 +102,14 @@ class Judge:
             held_out_error={c: self._error(found, folds, c) for c in kept},
             apart=apart,
         )
+
+    def cost(self, edits: Mapping[str, SiteEdit]) -> dict[str, float]:
+        """See `methods.base.Judging.cost`."""
+        found = self._run(("0", SAID_SET), edits)
+        return {
+            name if name == SAID_SET else condition: _mean([each.nll])
+            for (name, condition), each in found.items()
+        }
 
     def _error(
         self, found: Mapping[tuple[str, str], Forcing], folds: Sequence[str], condition: str

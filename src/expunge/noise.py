@@ -193,6 +193,20 @@ def told_by(
     return found
 
 
+def halved(prompter: Prompter, rows: Sequence[Example]) -> list[Example]:
+    """Texts alone, whose second half is the answer to the first."""
+    found = []
+    for row in rows:
+        ids = prompter.tokenizer(
+            f"{row.text_question} {row.answer}", add_special_tokens=False
+        ).input_ids
+        parts = ids[: len(ids) // 2], ids[len(ids) // 2 :]
+        asked, answer = (prompter.tokenizer.decode(part).strip() for part in parts)
+        if asked and answer:
+            found.append(Example(subject="said", answer=answer, text_question=asked))
+    return found
+
+
 def _asking(like: Example, asked: str, *, shown: bool) -> Example:
     """The same row with another question, over its picture or in text alone."""
     image = like.image if shown and like.has("multi") else None

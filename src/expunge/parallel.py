@@ -59,3 +59,12 @@ def agreed(truth: bool) -> bool:
     said = torch.tensor(int(truth))
     distributed.broadcast(said, 0)
     return bool(said)
+
+
+def least(number: int) -> int:
+    """The least number that any process has; every process has to ask."""
+    if part()[1] == 1:
+        return number
+    said = torch.tensor(number)
+    distributed.all_reduce(said, distributed.ReduceOp.MIN)
+    return int(said)

@@ -7,6 +7,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import psutil
+import torch
+
 from expunge.errors import InputError
 from expunge.sites import Site
 from expunge.stats import SecondMoment
@@ -68,6 +71,13 @@ def shown(number: int) -> str:
     return f"{number}B"
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free where a model is."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
+
+
 def return_freed_blocks() -> None:
     """Have the C library (glibc) hand blocks over 1 MiB back to the system when they are freed.
 
@@ -111,6 +121,11 @@ class Passes(Mapping[Name, Sums]):
             keys = {s.key for s in reached}
             chosen = [s for s in self.groups[index] if s.key in keys]
             self._found[name] = self._collect(name, chosen) if chosen else {}
+
+    def let_go(self) -> None:
+        """Hold nothing any more; whoever asks again has the data run again."""
+        self._held = -1
+        self._found.clear()
 
     def at(self, name: Name, key: str) -> SecondMoment:
         """The second moment of a site, collected with its group where that is not held."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from expunge.methods.base import Evidence
+from expunge.methods.base import ASIDE, Evidence
 
 Routed = dict[str, dict[str, dict[str, list[int]]]]
 
@@ -28,7 +28,8 @@ def routed(evidence: Evidence) -> Routed:
     found: Routed = {}
     for (name, condition), measured in _counted(evidence).items():
         for layer, keys in layers.items():
-            sets = found.setdefault(layer, {}).setdefault(name.split()[0], {})
+            whole = "retain" if name == ASIDE else name.split()[0]
+            sets = found.setdefault(layer, {}).setdefault(whole, {})
             before = sets.get(condition, [0] * len(keys))
             counts = (measured[key].count if key in measured else 0 for key in keys)
             sets[condition] = [a + int(b) for a, b in zip(before, counts, strict=True)]

@@ -1,6 +1,7 @@
 """The default method on the embedded world: what it does, and that its neurons are what it says."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from expunge.methods.gated import leaps
 from expunge.methods.seek import GAIN, Bounds, Found, Place, edits_at, threshold
 from expunge.models import Prompter, batches, load
 from expunge.pipeline import make_plan
-from expunge.plan import Plan
+from expunge.plan import Plan, SiteEdit
 from expunge.probe_set import ProbeSet
 from expunge.sites import explains, find_sites, inner_of
 
@@ -66,7 +67,7 @@ def test_it_forgets_and_keeps(world, questions, plan, condition):
 
 def test_the_plan_is_small_and_tells_its_search(world, plan):
     size = sum(p.numel() * p.element_size() for p in world[0].parameters())
-    assert plan.bytes < 0.03 * size
+    assert plan.bytes < 0.15 * size
     (picked,) = [s for s in plan.provenance["notes"]["search"]["steps"] if s["chosen"]]
     assert picked["kept"] >= 0.9 and set(picked["likelier"]) == set(CONDITIONS)
 
@@ -93,7 +94,7 @@ def test_saved_and_loaded_again_it_says_the_same(world, small, questions, tmp_pa
 def test_a_plan_file_holds_it_whole(small, tmp_path):
     read = Plan.load(small.save(tmp_path / "plan.safetensors"))
     for key, edit in small.edits.items():
-        assert read.edits[key].kind == "rewire" and read.edits[key].count == edit.count
+        assert read.edits[key].kind == edit.kind and read.edits[key].count == edit.count
         for name, tensor in edit.tensors().items():
             assert torch.equal(read.edits[key].tensors()[name], tensor)
 
@@ -108,7 +109,7 @@ def test_new_neurons_do_what_the_plan_says(world, small, questions):
     hook = block.register_forward_hook(lambda m, given, out: seen.append((given[0], out)))
     try:
         logits(model, processor, questions["forget"][:2])
-        only = Plan({key: edit}, {key: small.sites[key]})
+        only = Plan({key: replace(edit, lowrank=None)}, {key: small.sites[key]})
         with applied(model, only, check=False):
             logits(model, processor, questions["forget"][:2])
     finally:
@@ -162,17 +163,24 @@ def test_plans_compose_in_either_order(world):
             model,
             processor,
             [e for e in sets["forget"] if e.subject == who][::3],
-            sets["retain"][::8],
+            sets["retain"][::4],
             strength=1.0,
         )
         for who in people[:2]
     ]
     both, turned = (a + b for a, b in (plans, plans[::-1]))
     for key, edit in both.edits.items():
-        for name, tensor in edit.tensors().items():
-            assert torch.equal(tensor, turned.edits[key].tensors()[name])
-    counts = [{k: e.count for k, e in p.edits.items()} for p in (*plans, both)]
-    assert sum(counts[2].values()) == sum(counts[0].values()) + sum(counts[1].values())
+        other = turned.edits[key]
+        if edit.lowrank is not None:
+            assert torch.allclose(*(a @ b for a, b in (edit.lowrank, other.lowrank)), atol=1e-6)
+        if edit.rewire is not None:
+            for name, tensor in SiteEdit(rewire=edit.rewire).tensors().items():
+                assert torch.equal(tensor, SiteEdit(rewire=other.rewire).tensors()[name])
+    new = [
+        sum(len(e.rewire.index) for e in p.edits.values() if e.rewire is not None)
+        for p in (*plans, both)
+    ]
+    assert new[2] == new[0] + new[1] > 0
     with applied(model, both):
         for who, condition in itertools.product(people[:2], CONDITIONS):
             mine = [e for e in sets["forget"] if e.subject == who]

@@ -18,6 +18,8 @@ ASIDE = "aside"
 """Name of the retain subjects that are put aside to judge by."""
 NOISE_SET = "noise"
 """Name of the set of questions about nothing, see `expunge.noise`."""
+SAID_SET = "said"
+"""Name of the set of texts that the model said itself and that are put aside to judge by."""
 
 Measured = Mapping[tuple[str, str], Mapping[str, NeuronStats]]
 """(set, condition) -> site key -> statistics."""
@@ -185,6 +187,23 @@ class Verdict:
     apart: Mapping[str, Verdict] = field(default_factory=dict)
 
 
+class Judging(Protocol):
+    """Carries candidate edits out on the model for a moment and says what they do."""
+
+    def __call__(
+        self, edits: Mapping[str, SiteEdit], without: Sequence[Mapping[str, SiteEdit]]
+    ) -> Verdict:
+        """Judge a candidate, and the same made without each fold of the retain subjects."""
+
+    def cost(self, edits: Mapping[str, SiteEdit]) -> Mapping[str, float]:
+        """What edits made without the first fold do to all that they never saw.
+
+        Returns:
+            Mean NLL, nats a token: by condition of that fold's answers, and under `said` of texts
+            that the unedited model said.
+        """
+
+
 @dataclass
 class Evidence:
     """Everything a method may look at.
@@ -196,8 +215,7 @@ class Evidence:
         weight: Returns the down projection of a site, [out, width].
         access: The model, for methods that run it themselves.
         method: Name of the method it was gathered for, which may be another than was asked for.
-        judge: Carries a candidate, and the same made without each fold, out on the model for a
-            moment and says what they do (`judge.Judge`).
+        judge: Says what candidates do; see `judge.Judge`.
     """
 
     sites: Sequence[SiteLike]
@@ -205,9 +223,7 @@ class Evidence:
     moments: Mapping[tuple[str, str], Mapping[str, SecondMoment]] = field(default_factory=dict)
     weight: Callable[[str], Tensor] | None = None
     access: Access | None = None
-    judge: Callable[[Mapping[str, SiteEdit], Sequence[Mapping[str, SiteEdit]]], Verdict] | None = (
-        None
-    )
+    judge: Judging | None = None
     method: str | None = None
 
     @property

@@ -29,6 +29,8 @@ from expunge.config import RunConfig
 from expunge.detectors import Background
 from expunge.errors import InputError
 from expunge.methods.base import PICTURE, Evidence, Fit, Method, Outcome, Verdict
+from expunge.methods.erase import Erased, erase
+from expunge.methods.filter_search import NUMBER
 from expunge.methods.search import Pace, Step, Strengths, search, told, unknown
 from expunge.methods.seek import (
     ALL_KEPT,
@@ -59,20 +61,24 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     start = judge({}, [{}])
     assert evidence.weight is not None
     hidden = max(evidence.weight(s.key).shape[0] for s in evidence.sites)
-    chain = Chain(evidence, start, Bounds.within(config.memory, hidden))
+    erased = erase(evidence)
+    chain = Chain(evidence, start, Bounds.within(config.memory, hidden), erased)
     full: Strengths = dict.fromkeys(start.nll, 1.0)
     chain.run(full)
-    if not any(place.found for place in chain.places.values()):
-        raise InputError(
-            "no neuron could be made to tell the forget set from what is kept; take --method"
-            " filter-search, or check that forget and retain are not about the same subjects"
-        )
     notes: dict[str, Any] = {
+        "erased": erased.notes,
         "views": chain.views,
         "held": {"positions": chain.bounds.positions, "sites": chain.bounds.sites},
     }
+    if not any(place.found for place in chain.places.values()):
+        if min(unknown(judge(erased.edits, [])).values(), default=0.0) < 1:
+            raise InputError(
+                "no neuron could be made to tell the forget set from what is kept; take --method"
+                " filter-search, or check that forget and retain are not about the same subjects"
+            )
+        return Outcome(erased.edits, {}, notes)
     if config.strength is not None:
-        return Outcome(edits_at(chain.places, dict.fromkeys(full, config.strength)), {}, notes)
+        return Outcome(chain.edits(dict.fromkeys(full, config.strength)), {}, notes)
     first = searched(chain, config.keep, PACE)
     best = first
     if first.reached is not None and not first.reached.forgotten:
@@ -108,12 +114,12 @@ def searched(chain: Chain, keep: float, pace: Pace) -> Searched:
     steps: list[Step] = []
 
     def tried(now: Strengths) -> Verdict:
-        return judge(edits_at(chain.places, now), [edits_at(chain.shadow, now)])
+        return judge(chain.edits(now), [chain.without(now)])
 
     chosen = search(tried, chain.start, keep, steps, pace)
     reached = next((s for s in steps if s.strengths is chosen), None)
     about = told(chain.start, steps, chosen, keep)
-    return Searched(edits_at(chain.places, chosen), reached, about)
+    return Searched(chain.edits(chosen), reached, about)
 
 
 @dataclass
@@ -124,6 +130,7 @@ class Chain:
         evidence: The model, through `access` and `judge`.
         start: Verdict on the unedited model.
         bounds: What is held at a time of what enters the sites.
+        erased: What is taken out beforehand.
         places: Sites with what was found there.
         shadow: The same, found without the subjects that are put aside.
         views: Condition -> the view whose positions are looked at: `multi` (beside the picture),
@@ -135,15 +142,20 @@ class Chain:
     evidence: Evidence
     start: Verdict
     bounds: Bounds
+    erased: Erased
     places: dict[str, Place] = field(default_factory=dict)
     shadow: dict[str, Place] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
     strengths: Strengths = field(default_factory=dict)
     kept: Kept | None = None
 
-    def edits(self) -> dict[str, SiteEdit]:
-        """What was found so far, as edits."""
-        return edits_at(self.places, self.strengths)
+    def edits(self, strengths: Strengths) -> dict[str, SiteEdit]:
+        """What was found so far, and what is taken out beforehand, as edits."""
+        return _together(self.erased.edits, edits_at(self.places, strengths))
+
+    def without(self, strengths: Strengths) -> dict[str, SiteEdit]:
+        """The same, made without the subjects that are put aside."""
+        return _together(self.erased.shadow, edits_at(self.shadow, strengths))
 
     def run(self, strengths: Strengths) -> None:
         """Go on until at these strengths everything is forgotten, or no site is left.
@@ -154,10 +166,10 @@ class Chain:
         assert access is not None and judge is not None
         fits = {s.key: fit for s in self.evidence.sites if (fit := access.fit(s.key)) is not None}
         if self.kept is None:
-            self.kept = Kept(access, list(leaps(list(fits))), self.bounds)
+            self.kept = Kept(access, list(leaps(list(fits))), self.bounds, self.erased.edits)
         kept = self.kept
         self.strengths = strengths
-        now = judge(self.edits(), []) if self.places else self.start
+        now = judge(self.edits(strengths), [])
         for turn, enough in enumerate((1.0, POOR)):
             for key in kept.keys:
                 left = {c for c, share in unknown(now).items() if share < enough}
@@ -184,7 +196,7 @@ class Chain:
         """
         access, judge = self.evidence.access, self.evidence.judge
         assert access is not None and judge is not None
-        before = self.edits()
+        before = self.edits(self.strengths)
         given = {
             c: access.tokens("forget", c, [key], before, apart=True).get(key) for c in sorted(left)
         }
@@ -210,7 +222,7 @@ class Chain:
                         seeker.place.found += self._viewed(seeker, looked, key, turn)
             if len(self.places[key].found) == before_count:
                 return
-            now = judge(self.edits(), [])
+            now = judge(self.edits(self.strengths), [])
             yield now
             left &= {c for c, share in unknown(now).items() if share < 1}
             if not left:
@@ -238,6 +250,12 @@ class Chain:
         return unknown(now)[looked.condition], now.nll[looked.condition]
 
 
+def _together(erased: Mapping[str, SiteEdit], new: Mapping[str, SiteEdit]) -> dict[str, SiteEdit]:
+    """Edits that take out and edits that put new neurons in, as one for each site."""
+    rewired = {k: replace(erased.get(k, SiteEdit()), rewire=e.rewire) for k, e in new.items()}
+    return {**erased, **rewired}
+
+
 def leaps(keys: Sequence[str]) -> Iterator[str]:
     """Sites in the order they are tried: a few spread over the depth first, from the first on."""
     step = max(1, len(keys) // LEAPS)
@@ -249,7 +267,10 @@ METHOD = Method(
     name="auto",
     about="spare neurons become detectors of the forget set, strengths found by search (default)",
     decide=decide,
+    moments=True,
+    directions=NUMBER,
     aside=1 / 6,
+    picture=True,
     instead="filter-search",
     positions="no_image",
     towers=("language",),

@@ -102,11 +102,20 @@ class Bounds:
 
 @dataclass
 class Kept:
-    """What enters the sites on all that is kept: samples of a few sites at a time."""
+    """What enters the sites on all that is kept: samples of a few sites at a time.
+
+    Attributes:
+        access: The model.
+        keys: The sites, in the order they are asked for.
+        bounds: How much is held.
+        edits: What the model carries meanwhile.
+        held: Site key -> set -> samples.
+    """
 
     access: Access
     keys: Sequence[str]
     bounds: Bounds
+    edits: Mapping[str, SiteEdit] = field(default_factory=dict)
     held: dict[str, dict[str, list[Tokens]]] = field(default_factory=dict)
 
     def at(self, key: str) -> dict[str, list[Tokens]]:
@@ -120,7 +129,9 @@ class Kept:
         self.held = {key: {} for key in keys}
         for name in ALL_KEPT:
             for condition in CONDITIONS:
-                read = self.access.tokens(name, condition, keys, limit=self.bounds.positions)
+                read = self.access.tokens(
+                    name, condition, keys, self.edits, limit=self.bounds.positions
+                )
                 for key, tokens in read.items():
                     self.held[key].setdefault(name, []).append(tokens)
 

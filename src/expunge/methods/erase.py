@@ -1,0 +1,100 @@
+"""Take out what can be taken out for nothing: the forget/retain filter, strong where nobody loses.
+
+What a detector hides is still there, and a little training finds the way round it. A linear edit
+removes it, but from everybody in proportion. How much of it is paid for depends on the site: in one
+model the last sites can lose all of it without anybody noticing, in another every site only a
+little. So the filter's strength rises by levels, and at every level with it the first site that
+takes part, as long as neither retain subjects it never saw nor texts that the model said itself
+become less likely.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from expunge.methods.base import ASIDE, SAID_SET, Evidence
+from expunge.methods.filter_search import edits_at, scales_of, views_of
+from expunge.passes import Passes
+from expunge.plan import SiteEdit
+from expunge.subspace import Views
+
+LEVELS = (0.25, 1.0, 4.0, 16.0, 64.0)
+LOST = 0.03
+UNLIKELIER = 0.02
+ENERGY = 0.99
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What is taken out.
+
+    Attributes:
+        edits: The edits, by site key.
+        shadow: The same, made without the subjects that are put aside.
+        notes: Strength by site key, and the cost of every candidate; JSON values.
+    """
+
+    edits: Mapping[str, SiteEdit] = field(default_factory=dict)
+    shadow: Mapping[str, SiteEdit] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def erase(evidence: Evidence) -> Erased:
+    """Find the strongest filter that costs nothing.
+
+    Nothing is a rise in mean NLL, nats a token, of up to `LOST` for answers about retain subjects
+    that the filter never saw, and of `UNLIKELIER` for texts that the model said.
+
+    Args:
+        evidence: With second moments of forget, of what is kept and of noise, of which it lets go;
+            without any, nothing is taken out.
+    """
+    judge = evidence.judge
+    assert judge is not None
+    if not evidence.moments:
+        return Erased(notes={"left out": "second moments do not fit the memory"})
+    names = evidence.kept
+    both = views_of(evidence, [names, [n for n in names if n != ASIDE]])
+    if isinstance(evidence.moments, Passes):
+        evidence.moments.let_go()
+    start = judge.cost({})
+    chosen = dict.fromkeys(both[0], 0.0)
+    tried: list[dict[str, Any]] = []
+    scales = scales_of(both[0]) if chosen else {}
+    keys = list(chosen)
+
+    def free(first: int) -> bool:
+        """Whether the present level costs nothing from a site on."""
+        levels = chosen | dict.fromkeys(keys[first:], level)
+        cost = judge.cost(_edits(evidence, both[1], scales, levels))
+        tried.append({"level": level, "from": keys[first], "cost": dict(cost)})
+        return all(
+            cost[name] <= before + (UNLIKELIER if name == SAID_SET else LOST)
+            for name, before in start.items()
+        )
+
+    begin = 0
+    for level in LEVELS:
+        begin = bisect_left(range(len(keys)), True, lo=begin, key=free)
+        chosen |= dict.fromkeys(keys[begin:], level)
+    notes = {"start": dict(start), "levels": chosen, "tried": tried}
+    final, shadow = (_edits(evidence, views, scales, chosen) for views in both)
+    return Erased(final, shadow, notes)
+
+
+def _edits(
+    evidence: Evidence,
+    found: Mapping[str, Views],
+    scales: Mapping[str, tuple[str, float]],
+    levels: Mapping[str, float],
+) -> dict[str, SiteEdit]:
+    """The filter with a strength for each site; 0 leaves it out."""
+    edits: dict[str, SiteEdit] = {}
+    for key, level in levels.items():
+        if level:
+            same = dict.fromkeys(scales, level)
+            edits |= edits_at(evidence, {key: found[key]}, scales, same, ENERGY)
+    return edits
