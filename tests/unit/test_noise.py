@@ -19,7 +19,7 @@ from expunge.methods import METHODS
 from expunge.methods.filter_search import NOISE, RIDGE, views_of
 from expunge.methods.filters import moment
 from expunge.models import Prompter
-from expunge.noise import altered_like, dead_leaves, noise_like, related_like, told_by
+from expunge.noise import altered_like, dead_leaves, halved, noise_like, related_like, told_by
 from expunge.pipeline import chosen_sites, settled
 from expunge.subspace import conditioned
 
@@ -126,6 +126,21 @@ def test_what_the_model_says_itself_is_sampled_from_it(prompter, sets):
     head.bias.data[ids[0]] = 50.0
     word = prompter.tokenizer.decode(ids).strip()
     assert all(e.text_question.count(word) > 20 for e in told_by(model, prompter, rows, 0, 4))
+
+
+def test_a_text_in_halves_is_the_text(prompter, sets):
+    rows = sets["retain"][:20]
+    made = halved(prompter, rows)
+    assert len(made) == len(rows) and not any(e.has("multi") for e in made)
+    for row, half in zip(rows, made, strict=True):
+        whole = f"{row.text_question} {row.answer}"
+        assert (half.text_question + half.answer).replace(" ", "") == whole.replace(" ", "")
+        sizes = [
+            len(prompter.tokenizer(t, add_special_tokens=False).input_ids)
+            for t in (half.text_question, half.answer)
+        ]
+        assert abs(sizes[0] - sizes[1]) <= 2
+    assert halved(prompter, [replace(rows[0], text_question="", answer="")]) == []
 
 
 def test_a_signal_is_no_picture(prompter, sets, tmp_path):

@@ -23,7 +23,7 @@ from expunge.subspace import Views
 
 LEVELS = (0.25, 1.0, 4.0, 16.0, 64.0)
 LOST = 0.03
-UNLIKELIER = 0.02
+UNLIKELIER = 0.003
 ENERGY = 0.99
 
 
@@ -45,8 +45,8 @@ class Erased:
 def erase(evidence: Evidence) -> Erased:
     """Find the strongest filter that costs nothing.
 
-    Nothing is a rise in mean NLL, nats a token, of up to `LOST` for answers about retain subjects
-    that the filter never saw, and of `UNLIKELIER` for texts that the model said.
+    Nothing is a rise in mean NLL of up to `LOST` nats a token for answers about retain subjects
+    that the filter never saw, and of up to the share `UNLIKELIER` for texts that the model said.
 
     Args:
         evidence: With second moments of forget, of what is kept and of noise, of which it lets go;
@@ -71,10 +71,7 @@ def erase(evidence: Evidence) -> Erased:
         levels = chosen | dict.fromkeys(keys[first:], level)
         cost = judge.cost(_edits(evidence, both[1], scales, levels))
         tried.append({"level": level, "from": keys[first], "cost": dict(cost)})
-        return all(
-            cost[name] <= before + (UNLIKELIER if name == SAID_SET else LOST)
-            for name, before in start.items()
-        )
+        return all(cost[name] <= most for name, most in allowed(start).items())
 
     begin = 0
     for level in LEVELS:
@@ -83,6 +80,11 @@ def erase(evidence: Evidence) -> Erased:
     notes = {"start": dict(start), "levels": chosen, "tried": tried}
     final, shadow = (_edits(evidence, views, scales, chosen) for views in both)
     return Erased(final, shadow, notes)
+
+
+def allowed(start: Mapping[str, float]) -> dict[str, float]:
+    """The most that each mean NLL may come to, from what it is without edits."""
+    return {n: v * (1 + UNLIKELIER) if n == SAID_SET else v + LOST for n, v in start.items()}
 
 
 def _edits(

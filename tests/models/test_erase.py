@@ -1,0 +1,114 @@
+"""What the default method takes out before it looks for detectors, on the embedded world."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from expunge import methods
+from expunge.config import RunConfig
+from expunge.data import CONDITIONS
+from expunge.edit import edited, fingerprint
+from expunge.evidence import gather
+from expunge.fiction.shipped import checkpoint, suite
+from expunge.methods.base import ASIDE, NOISE_SET, SAID_SET
+from expunge.methods.erase import ENERGY, LEVELS, Erased, allowed, erase
+from expunge.methods.filter_search import edits_at, scales_of, views_of
+from expunge.models import Prompter, load
+from expunge.pipeline import chosen_sites, make_plan, settled
+from expunge.probe_set import ProbeSet
+
+
+@pytest.fixture(scope="module")
+def world():
+    return load(checkpoint("vanilla"))
+
+
+@pytest.fixture(scope="module")
+def evidence(world):
+    sets = suite(5, 2).sets
+    sets = {"forget": sets["forget"][::2], "retain": sets["retain"][::4]}
+    config = settled(RunConfig.of({"method": "auto"}))
+    model, processor = world
+    sites = chosen_sites(model, config)
+    return gather(model, Prompter(processor), sets, sites, config, methods.get("auto"))
+
+
+@pytest.fixture(scope="module")
+def erased(evidence):
+    return erase(evidence)
+
+
+def test_it_rises_with_the_depth_and_to_where_it_starts_to_cost(erased):
+    levels = list(erased.notes["levels"].values())
+    assert levels == sorted(levels) and set(levels) <= {0.0, *LEVELS} and max(levels) > 0
+    before = erased.notes["start"]
+    most = {c: before[c] + 0.03 for c in CONDITIONS} | {SAID_SET: before[SAID_SET] * 1.003}
+    assert allowed(before) == pytest.approx(most)
+    free = {
+        (t["level"], t["from"]): all(t["cost"][n] <= most[n] for n in most)
+        for t in erased.notes["tried"]
+    }
+    keys = list(erased.notes["levels"])
+    for level in LEVELS:
+        first = next((k for k, found in erased.notes["levels"].items() if found >= level), None)
+        if first is not None:
+            assert free[level, first]
+        before = keys[(keys.index(first) if first else len(keys)) - 1]
+        if (level, before) in free and before != first:
+            assert not free[level, before]
+
+
+def test_the_cost_is_what_questions_and_texts_it_never_saw_lose(world, evidence, erased):
+    """Against teacher forcing of those questions outside the judge."""
+    model, processor = world
+    before = fingerprint(model)
+    cost = evidence.judge.cost(erased.shadow)
+    assert fingerprint(model) == before
+    sets = evidence.access.sets
+    sites = {s.key: s for s in evidence.sites}
+    assert len(sets[ASIDE]) <= 180  # so that the judge asks all of them
+    with edited(model, sites, erased.shadow):
+        for condition in CONDITIONS:
+            probes = ProbeSet(model, Prompter(processor), sets[ASIDE], condition)
+            assert cost[condition] == pytest.approx(probes.run(model).mean_nll, abs=1e-4)
+        said = ProbeSet(model, Prompter(processor), sets[SAID_SET], "text")
+        assert cost[SAID_SET] == pytest.approx(said.run(model).mean_nll, abs=1e-4)
+    assert not {id(e) for e in sets[SAID_SET]} & {id(e) for e in sets[NOISE_SET]}
+
+
+def test_one_level_everywhere_is_the_filter(evidence):
+    """The same edits as `filter-search` makes of the same statistics at that strength."""
+    found = erase(evidence)
+    names = evidence.kept
+    assert set(names) == {"retain", ASIDE}
+    (final,) = views_of(evidence, [names])
+    scales = scales_of(final)
+    for key, level in found.notes["levels"].items():
+        if not level:
+            assert key not in found.edits
+            continue
+        same = dict.fromkeys(scales, level)
+        a, b = edits_at(evidence, {key: final[key]}, scales, same, ENERGY)[key].lowrank
+        ours = found.edits[key].lowrank
+        assert torch.equal(a, ours[0]) and torch.equal(b, ours[1])
+
+
+def test_where_second_moments_do_not_fit_nothing_is_taken_out(world):
+    model, processor = world
+    sets = suite(5, 2).sets
+    plan = make_plan(
+        model,
+        processor,
+        sets["forget"][::4],
+        sets["retain"][::8],
+        strength=1.0,
+        memory="64MiB",
+    )
+    assert "do not fit" in plan.provenance["notes"]["erased"]["left out"]
+    assert {e.kind for e in plan.edits.values()} == {"rewire"}
+
+
+def test_no_statistics_no_edits(evidence):
+    found = erase(replace(evidence, moments={}))
+    assert found.edits == found.shadow == Erased().edits == {}
