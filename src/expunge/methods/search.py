@@ -11,8 +11,8 @@ from expunge.methods.base import Verdict
 
 FACTOR = 2.0
 BEHIND = 0.25
-GUESSED = 0.1
-UNEVEN = 0.2
+GUESSED = 0.05
+UNEVEN = 0.1
 
 Strengths = Mapping[str, float]
 """Condition -> strength; what 1 means is the method's."""
