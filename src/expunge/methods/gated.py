@@ -1,6 +1,7 @@
 """The default method: neurons nobody needs become detectors of the forget set, and take it out.
 
-A linear edit takes from everybody in proportion; a neuron has a threshold. Site after site, from
+What can be taken out for nothing is taken out first (see `erase`). The rest goes otherwise, since a
+linear edit takes from everybody in proportion, but a neuron has a threshold. Site after site, from
 the first: what enters the MLP at the forget questions (the sites before are edited already) is
 compared with what enters it at retain questions and at questions about nothing in particular. For
 each subject and condition a few detectors are found (see `detectors`): silent on all that is kept,
