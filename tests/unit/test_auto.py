@@ -220,8 +220,8 @@ def test_gold_knows_everybody_but_the_forget_people(condition):
 def test_default_method_forgets_inside_its_limit_and_repeats_itself(vanilla):
     model, processor = vanilla
     questions = suite(5, 3).sets
-    retain = questions["retain"][::10]
-    plans = [make_plan(model, processor, questions["forget"], retain) for _ in range(2)]
+    forget, retain = questions["forget"][::3], questions["retain"][::10]
+    plans = [make_plan(model, processor, forget, retain) for _ in range(2)]
     assert plans[0].header() == plans[1].header()
     tensors = [p.tensors() for p in plans]
     assert all((tensors[0][n] == tensors[1][n]).all() for n in tensors[0])
