@@ -15,6 +15,7 @@ nearer than `near`, as in a support vector machine with squared hinge loss.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,9 +73,9 @@ class Background:
         """Inputs [n, width] in these coordinates, float32."""
         return _whitened(self.factor, x)
 
-    def plain(self) -> Tensor:
-        """The inputs `kept` as they came, float32 [n, width]."""
-        return self.kept @ self.factor.float().T
+    def of_plain(self, row: Tensor) -> Tensor:
+        """The row [width] that reads whitened inputs as `row` reads plain ones, float32."""
+        return (self.factor.T @ row.double()).float()
 
     def row(self, a: Tensor) -> Tensor:
         """The row that reads plain inputs as `a` [width] reads whitened ones, float64."""
@@ -86,27 +87,33 @@ def _whitened(factor: Tensor, x: Tensor) -> Tensor:
     return white
 
 
-def detector(background: Background, found: Tensor) -> Tensor:
-    """One detector for the largest group of alike inputs among `found`.
+def detectors(background: Background, groups: Sequence[Tensor]) -> Tensor:
+    """For each set of inputs, one detector of the largest group of alike ones among them.
+
+    What is kept is read once a round for all of them, which is most of the work.
 
     Args:
         background: What is kept.
-        found: Whitened inputs of the forget set, [n, width] float32; at least one.
+        groups: Whitened inputs of the forget set, each [n, width] float32; at least one each.
 
     Returns:
-        a [width] in whitened coordinates, 1 on the mean of the group.
+        a [len(groups), width] in whitened coordinates, 1 on the mean of its group.
     """
-    scores = found @ _leading(found)
-    scores = scores if scores[scores.abs().argmax()] > 0 else -scores
-    weights = torch.zeros(len(background.kept), device=found.device)
-    a = torch.zeros_like(background.mean)
+    scores = [_upright(found @ _leading(found)) for found in groups]
+    weights = background.kept.new_zeros(len(groups), len(background.kept))
+    rows = background.kept.new_zeros(len(groups), len(background.mean))
     for round_ in range(2 * ROUNDS):
-        mean = _clear_mean(found, scores)
         if round_ >= ROUNDS:
-            weights += WEIGHT * (background.kept @ a - NEAR).clamp_min(0)
-        a = _solve(background, weights, mean)
-        scores = found @ a
-    return a
+            weights += WEIGHT * (rows @ background.kept.T - NEAR).clamp_min(0)
+        means = [_clear_mean(x, level) for x, level in zip(groups, scores, strict=True)]
+        rows = torch.stack([_solve(background, *each) for each in zip(weights, means, strict=True)])
+        scores = [x @ a for x, a in zip(groups, rows, strict=True)]
+    return rows
+
+
+def _upright(scores: Tensor) -> Tensor:
+    """The scores with the sign that makes the largest positive."""
+    return scores if scores[scores.abs().argmax()] > 0 else -scores
 
 
 def _leading(found: Tensor) -> Tensor:

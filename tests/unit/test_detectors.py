@@ -5,8 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expunge import detectors
-from expunge.detectors import Background, detector
+from expunge import detectors as module
+from expunge.detectors import Background, detectors
+from expunge.methods.base import Fit
+from expunge.methods.seek import AT_ONCE, Place, Seeker
 
 
 def inputs(seed, number, width, shift=0.0):
@@ -20,7 +22,7 @@ def test_a_group_apart_is_found_and_everything_kept_stays_below_it():
     centre[3] = 6.0
     found = torch.cat([inputs(1, 40, 32) * 0.3 + centre, inputs(2, 200, 32)])
     background = Background.of(kept)
-    row = background.row(detector(background, background.whiten(found))).float()
+    row = background.row(detectors(background, [background.whiten(found)])[0]).float()
     assert float((found[:40] @ row).mean()) == pytest.approx(1.0, abs=0.1)
     assert float((found[:40] @ row).min()) > float((kept @ row).max())
     assert row.abs().argmax() == 3
@@ -29,12 +31,12 @@ def test_a_group_apart_is_found_and_everything_kept_stays_below_it():
 def test_whitened_and_plain_inputs_say_the_same():
     kept, found = inputs(3, 500, 16, 0.5), inputs(4, 30, 16, 1.0)
     background = Background.of(kept)
-    assert torch.allclose(background.plain(), kept, atol=1e-4)
-    a = detector(background, background.whiten(found))
+    a = detectors(background, [background.whiten(found)])[0]
     row = background.row(a).float()
     assert torch.allclose(background.whiten(found) @ a, found @ row, atol=1e-4)
+    assert torch.allclose(background.kept @ background.of_plain(row), kept @ row, atol=1e-4)
     whole = kept.double().T @ kept.double() / len(kept)
-    ridge = detectors.RIDGE * whole.diagonal().mean() * torch.eye(16, dtype=torch.float64)
+    ridge = module.RIDGE * whole.diagonal().mean() * torch.eye(16, dtype=torch.float64)
     assert torch.allclose(background.factor @ background.factor.T, whole + ridge)
 
 
@@ -47,7 +49,7 @@ def test_the_constant_is_the_least_squares_fit_of_one():
     assert background.steady > 0.8
 
 
-@pytest.mark.parametrize("width", [12, detectors.DIRECT + 40])
+@pytest.mark.parametrize("width", [12, module.DIRECT + 40])
 def test_the_solver_agrees_with_a_dense_one(width):
     x, c = inputs(6, 60, width), torch.rand(60, generator=torch.Generator().manual_seed(7))
     right = inputs(8, width, 2)
@@ -55,7 +57,7 @@ def test_the_solver_agrees_with_a_dense_one(width):
         torch.eye(width, dtype=torch.float64) + x.double().T @ torch.diag(c.double()) @ x.double(),
         right.double(),
     )
-    assert torch.allclose(detectors._solved(x, c, right).double(), slow, atol=5e-3)
+    assert torch.allclose(module._solved(x, c, right).double(), slow, atol=5e-3)
 
 
 @settings(max_examples=25, deadline=None)
@@ -75,5 +77,31 @@ def test_degenerate_inputs_give_finite_rows(seed, number, width, kind):
     if kind == "same":
         kept, found = kept[:1].repeat(number, 1), found[:1].repeat(5, 1)
     background = Background.of(kept)
-    a = detector(background, background.whiten(found))
+    a = detectors(background, [background.whiten(found)])[0]
     assert torch.isfinite(background.row(a)).all()
+
+
+def test_groups_together_give_the_detectors_of_each_alone():
+    background = Background.of(inputs(9, 3000, 24))
+    groups = [background.whiten(inputs(10 + i, 5 + 30 * i, 24, 0.5 * i)) for i in range(4)]
+    together = detectors(background, groups)
+    alone = torch.cat([detectors(background, [group]) for group in groups])
+    assert torch.allclose(together, alone, atol=1e-4)
+    assert float((together - together[0]).abs()[1:].amax(1).min()) > 0.01
+
+
+@pytest.mark.parametrize("steady", [False, True])
+def test_the_greatest_level_is_that_of_a_loop_over_what_is_kept(steady):
+    """With a bias levels are plain products, without one they are over the constant's."""
+    kept = inputs(20, 400, 12)
+    kept[:, 0] = kept[:, 0] * 0.05 + 2.0
+    background = Background.of(kept)
+    constant = background.constant.float() if steady else None
+    place = Place(Fit(gated=True, bias=not steady), constant, torch.arange(4), 1.0)
+    groups = [inputs(21 + i, 6, 12, 1.0) for i in range(AT_ONCE + 2)]
+    found = Seeker(None, background, place)._detectors(groups)
+    assert len(found) == len(groups)
+    for row, most in found:
+        ones = [float(x @ constant) if steady else 1.0 for x in kept]
+        slow = max(float(x @ row) / max(one, 0.05) for x, one in zip(kept, ones, strict=True))
+        assert most == pytest.approx(slow, abs=1e-4)

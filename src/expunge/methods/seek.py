@@ -11,7 +11,7 @@ from torch import Tensor
 
 from expunge.config import bytes_of
 from expunge.data import CONDITIONS
-from expunge.detectors import Background, detector
+from expunge.detectors import Background, detectors
 from expunge.errors import InputError
 from expunge.methods.base import ASIDE, NOISE_SET, PICTURE, Access, Evidence, Fit, Tokens
 from expunge.methods.search import Strengths
@@ -21,6 +21,7 @@ from expunge.plan import Rewire, SiteEdit
 KEPT_SETS = ("retain", NOISE_SET)
 ALL_KEPT = (*KEPT_SETS, ASIDE)
 COVER = 0.25
+AT_ONCE = 16
 FEWEST = 3
 HIGHEST = 0.9
 SAMPLE = 16384
@@ -192,47 +193,63 @@ class Seeker:
             inside = inside & (tokens.picture if view == PICTURE else ~tokens.picture)
         for known in self.place.found:
             inside = inside & (self._level(tokens.x, known.row) <= known.kept)
-        found = []
-        for name in sorted(looked.subjects):
-            mine = torch.nonzero(inside.cpu() & (own == names.index(name)))[:, 0]
-            found += self._subject(looked, mine)
-        return found
+        mine = {
+            name: torch.nonzero(inside.cpu() & (own == names.index(name)))[:, 0]
+            for name in sorted(looked.subjects)
+        }
+        return self._subjects(tokens, mine, looked)
 
-    def _subject(self, looked: Looked, mine: Tensor) -> list[Found]:
-        """Detectors of one subject at its positions `mine`."""
-        tokens = looked.tokens
+    def _subjects(self, tokens: Tokens, mine: dict[str, Tensor], looked: Looked) -> list[Found]:
+        """Detectors of subjects at their positions, subject by subject; one more each a turn."""
         assert tokens.question is not None and tokens.out is not None
-        total = tokens.question[mine].unique().numel()
-        found: list[Found] = []
-        while len(found) < looked.number and len(mine) >= FEWEST:
-            x = tokens.x[mine]
-            row, kept, level = self._detector(x)
-            fires = level > kept
-            questions = tokens.question[mine][fires].unique().numel()
-            if kept > HIGHEST or int(fires.sum()) < FEWEST or questions < COVER * total:
+        total = {name: tokens.question[at].unique().numel() for name, at in mine.items()}
+        found: dict[str, list[Found]] = {name: [] for name in mine}
+        for _ in range(looked.number):
+            mine = {name: at for name, at in mine.items() if len(at) >= FEWEST}
+            if not mine:
                 break
-            weight = (level - kept).clamp_min(0)
-            take = (weight[:, None] * tokens.out[mine]).sum(0) / weight.sum()
-            mean = float(level[fires].mean())
-            found.append(Found(looked.condition, row / mean, kept / mean, take))
-            mine = mine[~fires.cpu()]
-        return found
+            for (name, at), (row, kept) in zip(
+                list(mine.items()),
+                self._detectors([tokens.x[at] for at in mine.values()]),
+                strict=True,
+            ):
+                level = self._level(tokens.x[at], row)
+                fires = level > kept
+                questions = tokens.question[at][fires].unique().numel()
+                if kept > HIGHEST or int(fires.sum()) < FEWEST or questions < COVER * total[name]:
+                    del mine[name]
+                    continue
+                weight = (level - kept).clamp_min(0)
+                take = (weight[:, None] * tokens.out[at]).sum(0) / weight.sum()
+                mean = float(level[fires].mean())
+                found[name].append(Found(looked.condition, row / mean, kept / mean, take))
+                mine[name] = at[~fires.cpu()]
+        return [each for name in found for each in found[name]]
 
-    def _detector(self, x: Tensor) -> tuple[Tensor, float, Tensor]:
-        """Row, its greatest level on what is kept, and the levels of x."""
-        a = detector(self.background, self.background.whiten(x))
-        row = self.background.row(a).float()
-        if self.place.constant is None:
-            kept = self.background.kept @ a
-        else:
-            kept = self._level(self.background.plain(), row)
-        return row, float(kept.max()), self._level(x, row)
+    def _detectors(self, groups: Sequence[Tensor]) -> list[tuple[Tensor, float]]:
+        """For each set of inputs a row, and its greatest level on what is kept."""
+        if len(groups) > AT_ONCE:
+            return self._detectors(groups[:AT_ONCE]) + self._detectors(groups[AT_ONCE:])
+        kept = self.background.kept
+        rows = detectors(self.background, [self.background.whiten(x) for x in groups])
+        levels = rows @ kept.T
+        if self.place.constant is not None:
+            levels /= floored(kept @ self.background.of_plain(self.place.constant))
+        most = levels.amax(1).tolist()
+        return [
+            (self.background.row(a).float(), level) for a, level in zip(rows, most, strict=True)
+        ]
 
     def _level(self, x: Tensor, row: Tensor) -> Tensor:
         """How clearly inputs answer a row; without a bias, against the row that stands for one."""
         if self.place.constant is None:
             return x @ row
-        return (x @ row) / (x @ self.place.constant).clamp_min(STEADY / 10)
+        return (x @ row) / floored(x @ self.place.constant)
+
+
+def floored(ones: Tensor) -> Tensor:
+    """What stands for 1, kept away from 0."""
+    return ones.clamp_min(STEADY / 10)
 
 
 def edits_at(places: Mapping[str, Place], strengths: Strengths) -> dict[str, SiteEdit]:
