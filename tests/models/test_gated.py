@@ -163,7 +163,7 @@ def test_plans_compose_in_either_order(world):
             model,
             processor,
             [e for e in sets["forget"] if e.subject == who][::3],
-            sets["retain"][::4],
+            sets["retain"][::10],
             strength=1.0,
         )
         for who in people[:2]
