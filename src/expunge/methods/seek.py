@@ -197,22 +197,18 @@ class Seeker:
             name: torch.nonzero(inside.cpu() & (own == names.index(name)))[:, 0]
             for name in sorted(looked.subjects)
         }
-        return self._subjects(tokens, mine, looked)
+        return self._subjects(looked, mine)
 
-    def _subjects(self, tokens: Tokens, mine: dict[str, Tensor], looked: Looked) -> list[Found]:
+    def _subjects(self, looked: Looked, mine: dict[str, Tensor]) -> list[Found]:
         """Detectors of subjects at their positions, subject by subject; one more each a turn."""
+        tokens = looked.tokens
         assert tokens.question is not None and tokens.out is not None
         total = {name: tokens.question[at].unique().numel() for name, at in mine.items()}
         found: dict[str, list[Found]] = {name: [] for name in mine}
         for _ in range(looked.number):
             mine = {name: at for name, at in mine.items() if len(at) >= FEWEST}
-            if not mine:
-                break
-            for (name, at), (row, kept) in zip(
-                list(mine.items()),
-                self._detectors([tokens.x[at] for at in mine.values()]),
-                strict=True,
-            ):
+            rows = self._detectors([tokens.x[at] for at in mine.values()])
+            for (name, at), (row, kept) in zip(list(mine.items()), rows, strict=True):
                 level = self._level(tokens.x[at], row)
                 fires = level > kept
                 questions = tokens.question[at][fires].unique().numel()
@@ -228,17 +224,17 @@ class Seeker:
 
     def _detectors(self, groups: Sequence[Tensor]) -> list[tuple[Tensor, float]]:
         """For each set of inputs a row, and its greatest level on what is kept."""
-        if len(groups) > AT_ONCE:
-            return self._detectors(groups[:AT_ONCE]) + self._detectors(groups[AT_ONCE:])
-        kept = self.background.kept
-        rows = detectors(self.background, [self.background.whiten(x) for x in groups])
-        levels = rows @ kept.T
-        if self.place.constant is not None:
-            levels /= floored(kept @ self.background.of_plain(self.place.constant))
-        most = levels.amax(1).tolist()
-        return [
-            (self.background.row(a).float(), level) for a, level in zip(rows, most, strict=True)
-        ]
+        background = self.background
+        found = []
+        for begin in range(0, len(groups), AT_ONCE):
+            some = [background.whiten(x) for x in groups[begin : begin + AT_ONCE]]
+            rows = detectors(background, some)
+            levels = rows @ background.kept.T
+            if self.place.constant is not None:
+                levels /= floored(background.ones)
+            most = levels.amax(1).tolist()
+            found += [(background.row(a).float(), m) for a, m in zip(rows, most, strict=True)]
+        return found
 
     def _level(self, x: Tensor, row: Tensor) -> Tensor:
         """How clearly inputs answer a row; without a bias, against the row that stands for one."""
