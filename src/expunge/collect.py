@@ -136,10 +136,18 @@ class Positions:
         """What counts of z [..., width]; None is everything."""
         if site.tower != "language":
             fits = [m for m in self.media if m.shape == z.shape[:-1]]
+            if site.tower == "audio" and not fits:  # convolutions have made several frames one
+                fits = [m[:, :: m.shape[1] // z.shape[1]] for m in self.media if _coarser(z, m)]
             return fits[0] if fits and "_query" not in site.path else None
         if self.decoder is not None and ".decoder." in f".{site.path}":
             return self.decoder
         return self.language
+
+
+def _coarser(z: Tensor, mask: Tensor) -> bool:
+    """Whether each unit of z [batch, n, width] stands for as many frames of a mask."""
+    same = z.ndim == 3 and len(z) == len(mask)
+    return same and z.shape[1] < mask.shape[1] and mask.shape[1] % z.shape[1] == 0
 
 
 def position_mask(model: Any, batch: Batch, positions: str, towers: Iterable[str] = ()) -> Tensor:

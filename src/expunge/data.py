@@ -17,7 +17,7 @@ from expunge import formats
 from expunge.errors import InputError, unknown
 from expunge.formats.picture import opened
 from expunge.formats.row import Row
-from expunge.formats.signal import is_array, is_signal, read_signal
+from expunge.formats.signal import is_signal, read_signal, samples_of
 from expunge.formats.source import Source, sources
 from expunge.formats.wording import named
 
@@ -192,7 +192,7 @@ def write_jsonl(
 
 
 def load_image(image: str | os.PathLike[str] | bytes | Image) -> Any:
-    """The picture as RGB, upright by its EXIF orientation; of a `.npy` file the array.
+    """The picture as RGB, upright by EXIF; of a `.npy` or `.wav` file what it holds.
 
     Args:
         image: A path, encoded bytes, or a PIL image.
@@ -369,9 +369,11 @@ def _pixels(image: Any, seen: dict[str | bytes, str]) -> str | None:
 
 
 def pixel_digest(rgb: Any) -> str:
-    """Hash of the size and the RGB values of a picture, or of an array."""
-    if is_array(rgb):
-        return hashlib.sha256(f"{rgb.shape} {rgb.dtype}:".encode() + rgb.tobytes()).hexdigest()
+    """Hash of the size and the RGB values of a picture, or of an array or a sound."""
+    array = samples_of(rgb)
+    if array is not None:
+        name = f"{array.shape} {array.dtype}:"
+        return hashlib.sha256(name.encode() + array.tobytes()).hexdigest()
     return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
 
 

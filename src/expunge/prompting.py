@@ -11,6 +11,7 @@ from torch import Tensor
 
 from expunge.data import Example
 from expunge.errors import InputError
+from expunge.formats.signal import Sound, is_sound
 
 APPENDED = 4  # a processor adds fewer tokens than this behind the text
 
@@ -54,15 +55,16 @@ class Prompter:
                 "the model has a tokenizer but no image processor, so rows with an image"
                 " cannot be asked; leave `image` out of the rows"
             )
+        kind = "audio" if is_sound(example.image) or self.medium == "audio" else "image"
         if self.template is not None:
-            image = getattr(self.processor, "image_token", "<image>")
+            image = getattr(self.processor, f"{kind}_token", f"<{kind}>")
             prompt = self.template.format(
                 question=words, image=image if condition == "multi" else ""
             )
             return prompt + (answer + (self.tokenizer.eos_token or "") if answer else "")
         user: list[dict[str, Any]] = [{"type": "text", "text": words}]
         if condition == "multi":
-            user.insert(0, {"type": "image"})
+            user.insert(0, {"type": kind})
         turns = [{"role": "user", "content": self._content(user)}]
         if self.system:
             system = [{"type": "text", "text": self.system}]
@@ -145,11 +147,21 @@ class Prompter:
 
     @property
     def medium(self) -> str:
-        """Under which name the processor takes what stands beside the text: `images` or its own."""
+        """Under which name the processor takes what stands beside the text.
+
+        `images`, `audio` where it hears and does not see, or its own name for something else.
+        """
         named = inspect.signature(type(self.processor).__call__).parameters.values()
         own = [p.name for p in named if p.kind is p.POSITIONAL_OR_KEYWORD]
         others = [name for name in own if name not in ("self", "text")]
-        return others[0] if others and "images" not in others else "images"
+        if others and "images" not in others:
+            return others[0]
+        blind = self._hears and not hasattr(self.processor, "image_processor")
+        return "audio" if blind else "images"
+
+    @property
+    def _hears(self) -> bool:
+        return hasattr(self.processor, "feature_extractor")
 
     def encode(
         self,
@@ -163,7 +175,8 @@ class Prompter:
 
         Args:
             texts: Rendered conversations; prompts alone where `answers` are given.
-            images: Pictures, or arrays of another modality, in the order of the texts, or empty.
+            images: Pictures, sounds, or arrays of another modality, in the order of the texts, or
+                empty.
             side: `left` or `right`.
             answers: For a processor that takes them apart.
 
@@ -181,10 +194,29 @@ class Prompter:
             return dict(self.tokenizer(list(texts), **options))
         if answers is not None:
             options["suffix"] = list(answers)
-        beside = {self.medium: [[image] for image in images]}
-        inputs = dict(self.processor(text=list(texts), **beside, **options))
+        inputs = dict(self.processor(text=list(texts), **self._beside(images), **options))
         inputs.pop("labels", None)
         return inputs
+
+    def _beside(self, images: Sequence[Any]) -> dict[str, Any]:
+        """What stands beside the texts, as arguments of the processor."""
+        sounds = [each for each in images if isinstance(each, Sound)]
+        if not sounds and self.medium != "audio":
+            return {self.medium: [[image] for image in images]}
+        name = type(self.processor).__name__
+        if not self._hears or len(sounds) not in (0, len(images)):
+            raise InputError(
+                f"rows have sounds beside the text, but {name} takes {self.medium} there, or not"
+                " both in one batch; give a model that hears, and sounds alone"
+            )
+        rate = getattr(getattr(self.processor, "feature_extractor", None), "sampling_rate", None)
+        wrong = next((each.rate for each in sounds if rate and each.rate != rate), None)
+        if wrong is not None:
+            raise InputError(
+                f"a sound has {wrong} samples a second, {name} expects {rate}; resample it"
+            )
+        given = [each.samples if isinstance(each, Sound) else each for each in images]
+        return {"audio": given, **({"sampling_rate": rate} if rate else {})}
 
 
 def _check_template(template: str) -> None:

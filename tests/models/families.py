@@ -242,6 +242,18 @@ def picture_and_sound(random: torch.Generator) -> Media:
     return Media([IMAGE] * 5 + [AUDIO] * 2, tensors)
 
 
+@torch.no_grad()
+def unmake(experts: nn.Module, site: Any, index: torch.Tensor) -> None:
+    """Zero what makes the neurons `index` of one expert of a layer, so that they say nothing."""
+    rows = torch.cat([index, index + site.width])
+    if type(experts).__name__ == "GptOssExperts":
+        rows = torch.cat([2 * index, 2 * index + 1])
+        experts.gate_up_proj_bias[site.expert, rows] = 0
+    up = experts.gate_up_proj[site.expert]
+    up = up if up.shape[0] == 2 * site.width else up.T
+    up[rows] = 0
+
+
 TWO = layers("language", 2, 56)
 LLAVA_SITES = layers("vision", 2, 48) | {"connector.0": 32} | TWO
 SIGLIP = {"model_type": "siglip_vision_model", **VIT}

@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 import transformers as tf
-from families import END, IMAGE, START, VIDEO
+from families import AUDIO, END, IMAGE, START, VIDEO
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.processing_utils import ProcessorMixin
 
@@ -25,7 +25,7 @@ ROLES = {3: "<user>", 4: "<assistant>"}
 CHAT = (
     "{% for m in messages %}<{{ m['role'] }}>"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"
-    "{% if p['type'] == 'image' %}IMAGE{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
+    "{% if p['type'] == KIND %}IMAGE{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
     "{% endif %}{% if m['role'] == 'assistant' %}<end>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
@@ -83,6 +83,7 @@ class Recipe:
         options: Arguments besides tokenizer and image processor.
         pictures: Makes the image processor.
         names: Special tokens that the tokenizer has under a name.
+        sounds: Makes the feature extractor of a model that hears instead.
     """
 
     kind: str
@@ -91,17 +92,24 @@ class Recipe:
     options: dict[str, Any]
     pictures: Callable[[], Any] | None = None
     names: dict[str, str] | None = None
+    sounds: Callable[[], Any] | None = None
 
     def build(self) -> Any:
         """The processor."""
         words = tokenizer(self.special, **self.names and {"extra_special_tokens": self.names} or {})
         chat = None if self.image is None else CHAT.replace("IMAGE", self.image)
+        kind_of_part = "'image'" if self.sounds is None else "'audio'"
+        chat = chat and chat.replace("KIND", kind_of_part)
         if self.kind == "tokenizer":
             words.chat_template = chat
             return words
         module, _, name = self.kind.rpartition(".")
         kind = getattr(importlib.import_module(f"transformers.{module}".rstrip(".")), name)
-        given = {"image_processor": self.pictures(), "tokenizer": words, **self.options}
+        given = {"tokenizer": words, **self.options}
+        if self.pictures:
+            given["image_processor"] = self.pictures()
+        if self.sounds:
+            given["feature_extractor"] = self.sounds()
         unchecked = mock.patch.object(ProcessorMixin, "check_argument_for_proper_class")
         with unchecked:
             return kind(**given, chat_template=chat)
@@ -245,6 +253,15 @@ RECIPES: dict[str, Recipe] = {
         {"video_processor": None},
         lambda: pil("Glm4v")(
             patch_size=4, merge_size=2, size={"shortest_edge": 64, "longest_edge": 256}
+        ),
+    ),
+    "qwen2-audio": Recipe(
+        "Qwen2AudioProcessor",
+        {AUDIO: "<|AUDIO|>", START: "<|audio_bos|>", END: "<|audio_eos|>"},
+        "<|audio_bos|><|AUDIO|><|audio_eos|>",
+        {},
+        sounds=lambda: tf.WhisperFeatureExtractor(
+            feature_size=8, sampling_rate=16000, hop_length=1000, chunk_length=1, n_fft=400
         ),
     ),
     "llama": Recipe("tokenizer", {}, "", {}),

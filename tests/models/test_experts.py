@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, TEXT, Family
+from families import FAMILIES, TEXT, Family, unmake
 from torch import nn
 from transformers import CONFIG_MAPPING
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -206,16 +206,7 @@ def test_pruned_experts_neurons_say_nothing(mixture):
     assert (after - before).abs().max() > 1e-6
     undo()
     assert torch.equal(logits(model, batch), before)
-    experts = model.get_submodule(loud.path)
-    rows = [3, 7, 3 + loud.width, 7 + loud.width]
-    if type(experts).__name__ == "GptOssExperts":
-        rows = [6, 7, 14, 15]
-        with torch.no_grad():
-            experts.gate_up_proj_bias[loud.expert, rows] = 0
-    with torch.no_grad():
-        up = experts.gate_up_proj[loud.expert]
-        up = up if up.shape[0] == 2 * loud.width else up.T
-        up[rows] = 0
+    unmake(model.get_submodule(loud.path), loud, torch.tensor([3, 7]))
     torch.testing.assert_close(logits(model, batch), after, rtol=1e-5, atol=1e-5)
 
 

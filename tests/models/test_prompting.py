@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
+import math
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from families import FAMILIES, IMAGE
+from families import AUDIO, FAMILIES, IMAGE
 from PIL import Image
 from processors import RECIPES
+from scipy.io import wavfile
 
 from expunge.collect import Counting, collect_inputs, collect_statistics, position_mask
-from expunge.data import Example
+from expunge.data import Example, read
+from expunge.edit import applied, save_checkpoint
 from expunge.errors import InputError
 from expunge.evaluate import generate, teacher_forced
+from expunge.formats.signal import read_signal
 from expunge.models import (
     Batch,
     Prompter,
     batches,
     encodes_apart,
+    load,
     load_processor,
     placeholder_mask,
 )
+from expunge.pipeline import make_plan
 from expunge.sites import find_sites
 
 TEMPLATE = "<user>{image}{question}<assistant>"
 PICTURES = sorted(name for name, recipe in RECIPES.items() if recipe.pictures)
-TEXTS = sorted(set(RECIPES) - set(PICTURES))
+SOUNDS = sorted(name for name, recipe in RECIPES.items() if recipe.sounds)
+RATE = 16000
 SIZES = [(16, 16), (24, 16), (16, 24), (40, 12)]
 
 
@@ -52,6 +62,22 @@ EXAMPLES = [
 def case(request):
     """Name, model, prompter."""
     return made(request.param)
+
+
+@pytest.fixture(scope="module")
+def rows(case, tmp_path_factory):
+    """The examples with what the family takes beside the text."""
+    if case[0] not in SOUNDS:
+        return EXAMPLES
+    folder = tmp_path_factory.mktemp("sounds")
+    return [replace(e, image=sound(folder / f"{i}.wav", i)) for i, e in enumerate(EXAMPLES)]
+
+
+def sound(path, seed, rate=RATE, seconds=0.3):
+    """A file of noise, a second one longer by an eighth of a second and so on."""
+    noise = np.random.default_rng(seed).normal(size=int(rate * (seconds + seed / 8)))
+    wavfile.write(path, rate, (3000 * noise).clip(-32768, 32767).astype(np.int16))
+    return str(path)
 
 
 def made(name, **options):
@@ -79,7 +105,7 @@ def made(name, **options):
 
 
 def conditions(name):
-    return ("multi", "text") if name in PICTURES else ("text",)
+    return ("multi", "text") if name in PICTURES + SOUNDS else ("text",)
 
 
 def decoded(prompter, ids):
@@ -87,39 +113,39 @@ def decoded(prompter, ids):
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_tokens_at_the_answer_are_the_answer(case, size):
+def test_tokens_at_the_answer_are_the_answer(case, rows, size):
     name, model, prompter = case
     for condition in conditions(name):
-        rows = []
-        for batch in batches(model, prompter, EXAMPLES, condition, batch_size=size):
+        seen = []
+        for batch in batches(model, prompter, rows, condition, batch_size=size):
             for place, row in enumerate(batch.rows):
                 said = batch.tokens[place][batch.answer[place]]
-                assert decoded(prompter, said) == EXAMPLES[row].answer
+                assert decoded(prompter, said) == rows[row].answer
                 positions = batch.answer[place].nonzero()[:, 0]
                 assert len(positions) == positions[-1] - positions[0] + 1
                 closing = int(batch.closing[place])
                 assert closing == int(positions[-1]) + 1
                 assert batch.tokens[place, closing] == prompter.tokenizer.eos_token_id
-                rows.append(row)
-        assert sorted(rows) == list(range(5))
+                seen.append(row)
+        assert sorted(seen) == list(range(5))
 
 
-def test_prompts_are_padded_on_the_left_and_hold_no_answer(case):
+def test_prompts_are_padded_on_the_left_and_hold_no_answer(case, rows):
     name, model, prompter = case
     for condition in conditions(name):
-        for batch in batches(model, prompter, EXAMPLES, condition, batch_size=5, prompt_only=True):
+        for batch in batches(model, prompter, rows, condition, batch_size=5, prompt_only=True):
             assert not batch.answer.any()
             if not encodes_apart(model):
                 assert batch.mask[:, -1].all()
             for place, row in enumerate(batch.rows):
                 words = decoded(prompter, batch.inputs["input_ids"][place][batch.mask[place]])
-                asked = EXAMPLES[row].prompt(condition)
+                asked = rows[row].prompt(condition)
                 assert asked in words
                 assert "<assistant>" in words.partition(asked)[2]
                 assert "<assistant>" == words[-11:] or encodes_apart(model) or name == "paligemma"
 
 
-def test_batches_run_and_statistics_do_not_depend_on_their_size(case):
+def test_batches_run_and_statistics_do_not_depend_on_their_size(case, rows):
     name, model, prompter = case
     sites = [s for s in find_sites(model) if not s.dead]
     for condition in conditions(name):
@@ -132,7 +158,7 @@ def test_batches_run_and_statistics_do_not_depend_on_their_size(case):
                     collect_statistics(
                         model,
                         prompter,
-                        EXAMPLES,
+                        rows,
                         condition,
                         sites=reached,
                         counting=Counting(positions, unit),
@@ -149,10 +175,10 @@ def test_batches_run_and_statistics_do_not_depend_on_their_size(case):
                         assert one[site.key].count in (5, 0)
 
 
-def test_no_image_leaves_out_exactly_the_placeholders(case):
+def test_no_image_leaves_out_exactly_the_placeholders(case, rows):
     name, model, prompter = case
-    if name not in PICTURES:
-        batch = next(batches(model, prompter, EXAMPLES, "text", batch_size=5))
+    if name not in PICTURES + SOUNDS:
+        batch = next(batches(model, prompter, rows, "text", batch_size=5))
         kept = position_mask(model, batch, "no_image")
         alone = position_mask(model, batch, "image")
         assert (
@@ -161,24 +187,25 @@ def test_no_image_leaves_out_exactly_the_placeholders(case):
         )
         assert torch.equal(kept, position_mask(model, batch, "all"))
         return
-    for batch in batches(model, prompter, EXAMPLES, "multi", batch_size=5):
+    for batch in batches(model, prompter, rows, "multi", batch_size=5):
         ids = batch.inputs["input_ids"]
-        assert (ids == IMAGE).any(1).all()
-        assert torch.equal(placeholder_mask(model, ids), ids == IMAGE)
+        token = AUDIO if name in SOUNDS else IMAGE
+        assert (ids == token).any(1).all()
+        assert torch.equal(placeholder_mask(model, ids), ids == token)
         kept = position_mask(model, batch, "no_image")
-        assert torch.equal(kept, batch.mask & (ids != IMAGE))
+        assert torch.equal(kept, batch.mask & (ids != token))
 
 
-def test_answers_are_forced_and_generated(case):
+def test_answers_are_forced_and_generated(case, rows):
     name, model, prompter = case
     condition = conditions(name)[0]
-    forced = teacher_forced(model, prompter, EXAMPLES, condition, batch_size=5)
-    alone = teacher_forced(model, prompter, EXAMPLES, condition, batch_size=1)
+    forced = teacher_forced(model, prompter, rows, condition, batch_size=5)
+    alone = teacher_forced(model, prompter, rows, condition, batch_size=1)
     for one, two in zip(forced, alone, strict=True):
         torch.testing.assert_close(one.logp, two.logp, rtol=1e-3, atol=1e-3)
-    said = generate(model, prompter, EXAMPLES[:2], condition, max_new_tokens=3, batch_size=2)
+    said = generate(model, prompter, rows[:2], condition, max_new_tokens=3, batch_size=2)
     assert len(said) == 2
-    assert not any("<user>" in words or EXAMPLES[0].question in words for words in said)
+    assert not any("<user>" in words or rows[0].question in words for words in said)
 
 
 # Templates
@@ -243,6 +270,71 @@ def test_pictures_need_a_processor_of_pictures():
     _, model, prompter = made("llama")
     with pytest.raises(InputError, match="tokenizer but no image processor"):
         next(batches(model, prompter, EXAMPLES, "multi"))
+
+
+# Sounds
+
+
+def test_only_frames_that_were_recorded_count(tmp_path):
+    """Sounds are padded to one length; of every two frames the encoder makes one."""
+    _, model, prompter = made("qwen2-audio")
+    given = [replace(EXAMPLES[i], image=sound(tmp_path / f"{i}.wav", i)) for i in range(3)]
+    sites = find_sites(model)
+    found = collect_statistics(model, prompter, given, "multi", sites=sites).neurons["audio.0"]
+    frames = [int(RATE * (0.3 + i / 8)) / 1000 for i in range(3)]
+    assert found.count == sum(math.ceil(math.ceil(f) / 2) for f in frames)
+
+
+def test_a_plan_is_made_over_sound_and_text(tmp_path):
+    """From files: a checkpoint, rows that name .wav files; then the model saved and read again."""
+    _, model, prompter = made("qwen2-audio")
+    save_checkpoint(model, prompter.processor, tmp_path / "model")
+    for name, people in (("forget", range(2)), ("retain", range(2, 6))):
+        lines = []
+        for i in people:
+            sound(tmp_path / f"{i}.wav", i)
+            asked = {"question": "who?", "text_question": f"who is {i}?", "answer": "hat"}
+            lines.append(json.dumps({"subject": f"s{i}", "image": f"{i}.wav", **asked}))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    forget, retain = (read(tmp_path / f"{name}.jsonl") for name in ("forget", "retain"))
+    model, processor = load(tmp_path / "model")
+    plan = make_plan(
+        model, processor, forget, retain, method="manu", budget=0.2, towers=("audio", "language")
+    )
+    assert sum(len(i) for k, i in plan.neurons().items() if k.startswith("audio")) > 0
+    assert sum(len(i) for k, i in plan.neurons().items() if k.startswith("language")) > 0
+    with applied(model, plan):
+        save_checkpoint(model, processor, tmp_path / "edited")
+        said = [f.logp for f in teacher_forced(model, Prompter(processor), forget, "multi")]
+    again, processor = load(tmp_path / "edited")
+    heard = [f.logp for f in teacher_forced(again, Prompter(processor), forget, "multi")]
+    assert all(torch.equal(a, b) for a, b in zip(said, heard, strict=True))
+
+
+def test_a_sound_is_read_as_one_channel_within_one(tmp_path):
+    left = np.array([0, 16384, -32768, 100], dtype=np.int16)
+    wavfile.write(tmp_path / "two.wav", 8000, np.stack([left, 0 * left], 1))
+    found = read_signal(str(tmp_path / "two.wav"))
+    assert found.rate == 8000 and found.samples.dtype == np.float32
+    np.testing.assert_allclose(found.samples, left / 65536)
+    for kind, middle in ((np.uint8, 128), (np.int32, 0), (np.float32, 0)):
+        whole = {np.uint8: 128, np.int32: 2**31, np.float32: 1}[kind]
+        given = (np.array([0.5, -0.25]) * whole + middle).astype(kind)
+        wavfile.write(tmp_path / "one.wav", 8000, given)
+        np.testing.assert_allclose(read_signal(str(tmp_path / "one.wav")).samples, [0.5, -0.25])
+
+
+def test_wrong_sounds_are_refused(tmp_path):
+    _, model, prompter = made("qwen2-audio")
+    slow = replace(EXAMPLES[0], image=sound(tmp_path / "slow.wav", 0, rate=8000))
+    with pytest.raises(InputError, match="8000 samples a second.*expects 16000; resample"):
+        next(batches(model, prompter, [slow], "multi"))
+    _, model, prompter = made("llava")
+    with pytest.raises(InputError, match="have sounds.*LlavaProcessor takes images"):
+        next(batches(model, prompter, [slow], "multi"))
+    (tmp_path / "no.wav").write_bytes(b"RIFF and no more")
+    with pytest.raises(InputError, match=r"no\.wav: not a sound that can be read"):
+        read_signal(str(tmp_path / "no.wav"))
 
 
 # Ready inputs

@@ -14,6 +14,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -38,13 +39,16 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the world's wordings; names are spelled in several pieces."""
+def build_tokenizer(pieces: int = 1500) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of at most `pieces` pieces over the world's wordings.
+
+    Names are spelled in several pieces.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1500,
+        vocab_size=pieces,
         special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         min_frequency=1,
@@ -65,7 +69,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor(side: int = SIZE, patch: int = PATCH) -> LlavaProcessor:
+def build_processor(side: int = SIZE, patch: int = PATCH, pieces: int = 1500) -> LlavaProcessor:
     """An ordinary LLaVA processor for pictures of `side` pixels in patches of `patch`."""
     square = {"height": side, "width": side}
     pictures = Pictures(
@@ -76,7 +80,7 @@ def build_processor(side: int = SIZE, patch: int = PATCH) -> LlavaProcessor:
     )
     return LlavaProcessor(
         image_processor=pictures,
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(pieces),
         patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -98,8 +102,16 @@ def rename_for_all(weights: Path) -> None:
     save_file(named, weights, {"format": "pt"})
 
 
-def build_model(processor: LlavaProcessor, seed: int = 0) -> LlavaForConditionalGeneration:
-    """An untrained LLaVA of 2.5 million parameters in float32, on CPU."""
+def build_model(
+    processor: LlavaProcessor, seed: int = 0, text: PreTrainedConfig | None = None
+) -> LlavaForConditionalGeneration:
+    """An untrained LLaVA in float32, on CPU; of 2.5 million parameters, where `text` is not given.
+
+    Args:
+        processor: Gives the vocabulary and its special pieces.
+        seed: Of the weights.
+        text: Configuration of another language model.
+    """
     tokenizer = processor.tokenizer
     vision = CLIPVisionConfig(
         hidden_size=96,
@@ -110,7 +122,7 @@ def build_model(processor: LlavaProcessor, seed: int = 0) -> LlavaForConditional
         patch_size=PATCH,
         projection_dim=64,
     )
-    text = LlamaConfig(
+    text = text or LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=1024,
