@@ -1,6 +1,6 @@
 """The default method on a world and a model that it was not made with: docs/results.md.
 
-    python benchmarks/other.py [--out runs/other] [--groups 0 1 2] [--steps 1600]
+    python benchmarks/other.py [--out runs/other] [--groups 0 1 2] [--steps 1000]
 
 Other people, faces and facts, fewer of them; a tokenizer of 600 pieces instead of 1500; a language
 model of another kind, width and depth (Qwen2, 160 wide, five layers, MLPs of 640 neurons). Only the
@@ -123,7 +123,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=pages.ROOT / "runs" / "other")
     parser.add_argument("--groups", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=TUNE.steps)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--train-only", action="store_true")
     chosen = parser.parse_args()
     world = World(seed=SEED, private=PEOPLE)

@@ -18,7 +18,7 @@ from expunge.edit import applied
 from expunge.errors import unknown
 from expunge.gradients import collect_attributions
 from expunge.measure import collect_quantile, collect_taps, taps_of
-from expunge.methods.base import Fit, Grid, Tokens, Tuned
+from expunge.methods.base import PLAIN_SET, Fit, Grid, Tokens, Tuned
 from expunge.models import Batch, Prompter, batches
 from expunge.plan import Plan, SiteEdit
 from expunge.progress import Progress
@@ -134,7 +134,7 @@ class Bench:
         ):
             return collect_tokens(
                 self.model,
-                self.prompter,
+                self.prompter.plain if data == PLAIN_SET else self.prompter,
                 rows,
                 condition,
                 places,

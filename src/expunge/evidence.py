@@ -16,9 +16,9 @@ from expunge.data import CONDITIONS, Example
 from expunge.errors import InputError
 from expunge.judge import Judge
 from expunge.methods import Evidence, Method
-from expunge.methods.base import ASIDE, NOISE_SET, PICTURE, SAID_SET
+from expunge.methods.base import ASIDE, NOISE_SET, PICTURE, PLAIN_SET, SAID_SET
 from expunge.models import Prompter, input_device
-from expunge.noise import altered_like, halved, noise_like, related_like, told_by
+from expunge.noise import altered_like, halved, noise_like, plain_of, related_like, told_by
 from expunge.parallel import least, part
 from expunge.passes import Name, Passes, free_memory, groups_within
 from expunge.progress import Progress
@@ -55,7 +55,7 @@ def gather(
     elif method.folds:
         parts = folded(sets["retain"], method.folds, config.seed)
         sets = {"forget": sets["forget"], **{n: rows for n, rows in parts.items() if rows}}
-    asked = {name: rows for name, rows in sets.items() if name != SAID_SET}
+    asked = {name: rows for name, rows in sets.items() if name not in (PLAIN_SET, SAID_SET)}
     if method.noise:
         kept = [e for name, rows in sets.items() if name != "forget" for e in rows]
         asked[NOISE_SET] = noise_like(prompter, kept, config.seed)
@@ -105,6 +105,7 @@ def _parted(bench: Bench, method: Method) -> dict[str, Sequence[Example]]:
         "retain": kept,
         ASIDE: aside,
         NOISE_SET: noise,
+        PLAIN_SET: plain_of(told[SAID:]),
         SAID_SET: halved(prompter, told[:SAID]),
     }
 

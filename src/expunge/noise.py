@@ -7,11 +7,12 @@ counts them among what is kept spares neighbours and skills that no retain set c
 Nearer to the retain set are its questions with some words put in the place of others, over pictures
 blended of two (`altered_like`), and words that belong together (`related_like`): a list of colours,
 say, which random tokens never are. What the model says by itself (`told_by`) stands for ordinary
-text.
+text, in a conversation and without one (`plain_of`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,7 @@ RUNS = 8
 ALIKE = 16
 TOLD = 128
 TOLD_LENGTH = 48
+BEGINNINGS = 512
 
 
 def noise_like(
@@ -191,6 +193,32 @@ def told_by(
             row = _asking(like, " ".join(asked), shown=bool(count % 2))
             found.append(replace(row, answer=answer))
     return found
+
+
+def plain_of(told: Sequence[Example], number: int = BEGINNINGS) -> list[Example]:
+    """Texts to be read with no conversation around them, as they are and as short beginnings.
+
+    How a text begins is like nothing else: the first token has only itself to look at. So the
+    commonest words are put first, each as it is and with a capital, with the two that follow it.
+
+    Args:
+        told: What the model said.
+        number: How many words are put first at most.
+    """
+    texts = [f"{row.text_question} {row.answer}".split() for row in told]
+    common = Counter(word.lower() for text in texts for word in text[:-1])
+    short: dict[str, list[str]] = {}
+    for text in texts:
+        for place, word in enumerate(text[:-1]):
+            for form in (word, word[:1].upper() + word[1:]):
+                short.setdefault(form, [form, *text[place + 1 : place + 3]])
+    chosen = {word for word, _ in common.most_common(number)}
+    begun = [words for form, words in short.items() if form.lower() in chosen]
+    return [
+        Example(subject="said", answer=words[-1], text_question=" ".join(words[:-1]))
+        for words in (*texts, *begun)
+        if len(words) > 1
+    ]
 
 
 def halved(prompter: Prompter, rows: Sequence[Example]) -> list[Example]:

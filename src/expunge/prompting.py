@@ -47,6 +47,11 @@ class Prompter:
                 " positions cannot be found; convert it to a tokenizer.json"
             )
 
+    @property
+    def plain(self) -> Prompter:
+        """Renders questions and answers as one text, with no conversation around them."""
+        return Prompter(self.tokenizer, template="{question} ")
+
     def render(self, example: Example, condition: str, answer: str | None = None) -> str:
         """The conversation as text, ending where the answer starts, or after `answer`."""
         words = example.prompt(condition)

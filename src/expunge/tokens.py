@@ -25,7 +25,8 @@ class _Sample:
     limit: int | None
     generator: torch.Generator
     parts: list[dict[str, Tensor]]
-    used: Tensor | None = None
+    square: Tensor | None = None
+    count: int = 0
 
     def add(self, part: dict[str, Tensor]) -> None:
         """Add positions; each name has a row for each."""
@@ -176,8 +177,9 @@ def _keep(
                 )
             found[name] = value.reshape(*mask.shape, -1)[mask]
         sample = samples[site.key]
-        peak = found["z"].float().abs().amax(0)
-        sample.used = peak if sample.used is None else torch.maximum(sample.used, peak)
+        square = found["z"].double().square().sum(0)
+        sample.square = square if sample.square is None else sample.square + square
+        sample.count += len(found["z"])
         part = {"x": found["x"].float(), "picture": held[mask]}
         if apart:
             part["out"] = found["out"].float()
@@ -187,11 +189,11 @@ def _keep(
 
 def _tokens(sample: _Sample) -> Tokens:
     whole = sample.whole()
-    assert sample.used is not None
+    assert sample.square is not None
     return Tokens(
         whole["x"],
         whole["picture"],
-        sample.used,
+        (sample.square / max(sample.count, 1)).sqrt().float(),
         whole.get("out"),
         whole.get("question"),
         whole.get("answer"),

@@ -247,7 +247,7 @@ def test_a_new_neuron_grows_with_the_square_of_the_level_where_it_has_a_gate(gat
 def test_a_limit_on_memory_bounds_what_is_held():
     whole, tight = Bounds.within(None, 128), Bounds.within("64MiB", 1024)
     assert whole == Bounds()
-    held = tight.positions * (tight.sites + 3) * 6 * 4 * 1024
+    held = tight.positions * (tight.sites + 3) * 8 * 4 * 1024
     assert held <= 64 * 2**20 and tight.sites >= 1
     with pytest.raises(InputError, match=r"memory is 1MiB, but .* need .*MiB at least"):
         Bounds.within("1MiB", 1024)

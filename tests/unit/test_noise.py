@@ -18,8 +18,16 @@ from expunge.fiction.world import World
 from expunge.methods import METHODS
 from expunge.methods.filter_search import NOISE, RIDGE, views_of
 from expunge.methods.filters import moment
-from expunge.models import Prompter
-from expunge.noise import altered_like, dead_leaves, halved, noise_like, related_like, told_by
+from expunge.models import Prompter, batches
+from expunge.noise import (
+    altered_like,
+    dead_leaves,
+    halved,
+    noise_like,
+    plain_of,
+    related_like,
+    told_by,
+)
 from expunge.pipeline import chosen_sites, settled
 from expunge.subspace import conditioned
 
@@ -141,6 +149,27 @@ def test_a_text_in_halves_is_the_text(prompter, sets):
         ]
         assert abs(sizes[0] - sizes[1]) <= 2
     assert halved(prompter, [replace(rows[0], text_question="", answer="")]) == []
+
+
+def test_plain_texts_begin_with_the_commonest_words(prompter):
+    told = [
+        Example(subject="a", answer="end", text_question="the sun and the moon and the"),
+        Example(subject="a", answer="x", text_question="Rare the"),
+        Example(subject="a", answer="alone", text_question=""),
+    ]
+    made = [f"{e.text_question} {e.answer}" for e in plain_of(told, 2)]
+    assert made[:2] == ["the sun and the moon and the end", "Rare the x"]
+    assert sorted(made[2:]) == ["And the moon", "The sun and", "and the moon", "the sun and"]
+    assert not any(e.has("multi") for e in plain_of(told)) and plain_of([]) == []
+
+
+def test_a_plain_text_has_nothing_around_it(prompter):
+    row = Example(subject="a", answer="moon", text_question="the sun and the")
+    model = build_model(prompter.processor)
+    (batch,) = batches(model, prompter.plain, [row], "text")
+    tokenizer = prompter.tokenizer
+    assert batch.tokens[0].tolist() == tokenizer("the sun and the moon<end>").input_ids
+    assert tokenizer.decode(batch.tokens[0][batch.answer[0]]).strip() == "moon"
 
 
 def test_a_signal_is_no_picture(prompter, sets, tmp_path):

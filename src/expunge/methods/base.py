@@ -18,6 +18,8 @@ ASIDE = "aside"
 """Name of the retain subjects that are put aside to judge by."""
 NOISE_SET = "noise"
 """Name of the set of questions about nothing, see `expunge.noise`."""
+PLAIN_SET = "plain"
+"""Name of the set of texts that the model said itself, with no conversation around them."""
 SAID_SET = "said"
 """Name of the set of texts that the model said itself and that are put aside to judge by."""
 
@@ -88,7 +90,7 @@ class Tokens:
     Attributes:
         x: Inputs, float32 [n, in].
         picture: Whether the position holds a part of a picture, bool [n].
-        used: Greatest |z| over all positions run, float32 [width].
+        used: Root mean square of z over all positions run, float32 [width].
         out: What the MLP put out, float32 [n, out]; only where questions are told apart.
         question: Place of the question in its set, int64 [n]; the same.
         answer: Whether the position holds a token of the answer, bool [n]; the same.

@@ -13,12 +13,21 @@ from expunge.config import bytes_of
 from expunge.data import CONDITIONS
 from expunge.detectors import Background, detectors
 from expunge.errors import InputError
-from expunge.methods.base import ASIDE, NOISE_SET, PICTURE, Access, Evidence, Fit, Tokens
+from expunge.methods.base import (
+    ASIDE,
+    NOISE_SET,
+    PICTURE,
+    PLAIN_SET,
+    Access,
+    Evidence,
+    Fit,
+    Tokens,
+)
 from expunge.methods.search import Strengths
 from expunge.passes import shown
 from expunge.plan import Rewire, SiteEdit
 
-KEPT_SETS = ("retain", NOISE_SET)
+KEPT_SETS = ("retain", NOISE_SET, PLAIN_SET)
 ALL_KEPT = (*KEPT_SETS, ASIDE)
 COVER = 0.25
 AT_ONCE = 16

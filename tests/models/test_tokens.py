@@ -1,0 +1,86 @@
+"""What enters an MLP, position by position, against a loop over questions one by one."""
+
+import pytest
+import torch
+
+from expunge.bench import Bench
+from expunge.config import RunConfig
+from expunge.data import Example
+from expunge.fiction.build import build_model, build_processor
+from expunge.fiction.world import World
+from expunge.methods.base import PLAIN_SET
+from expunge.models import Prompter, batches
+from expunge.pipeline import settled
+from expunge.sites import find_sites
+
+
+@pytest.fixture(scope="module")
+def bench():
+    processor = build_processor()
+    model = build_model(processor, seed=1).eval()
+    sites = [s for s in find_sites(model) if s.tower == "language"]
+    told = [
+        Example(subject="said", answer="moon", text_question=words)
+        for words in ("the sun and the", "a", "who is the king of the")
+    ]
+    sets = {"forget": World(private=24, public=3).suite()["forget"][:5], PLAIN_SET: told}
+    config = settled(RunConfig(method="auto", batch_size=2))
+    return Bench(model, Prompter(processor), sets, sites, config)
+
+
+def slow(bench, prompter, rows, condition, site):
+    """(x, z) in float64 at every position, question by question."""
+    block, seen = bench.model.get_submodule(site.path.rpartition(".")[0]), []
+    hooks = [
+        block.register_forward_pre_hook(lambda m, given: seen.append(given[0][0].double())),
+        block.down_proj.register_forward_pre_hook(
+            lambda m, given: seen.append(given[0][0].double())
+        ),
+    ]
+    with torch.inference_mode():
+        for row in rows:
+            (batch,) = batches(bench.model, prompter, [row], condition)
+            bench.model(**batch.inputs)
+    for hook in hooks:
+        hook.remove()
+    return torch.cat(seen[::2]), torch.cat(seen[1::2])
+
+
+def in_order(x):
+    return x[x[:, 0].argsort()]
+
+
+@pytest.mark.parametrize("condition", ["multi", "text"])
+def test_questions_apart_are_all_positions(bench, condition):
+    site = bench.sites[1]
+    found = bench.tokens("forget", condition, [site.key], apart=True)[site.key]
+    x, z = slow(bench, bench.prompter, bench.sets["forget"], condition, site)
+    torch.testing.assert_close(in_order(found.x.double()), in_order(x), rtol=1e-4, atol=1e-5)
+    rms = torch.stack([row.square() for row in z]).mean(0).sqrt()
+    torch.testing.assert_close(found.used.double(), rms, rtol=1e-4, atol=1e-6)
+    assert found.question.unique().tolist() == list(range(5))
+    assert bool(found.picture.any()) == (condition == "multi")
+
+
+def test_plain_texts_are_read_with_nothing_around_them(bench):
+    site = bench.sites[1]
+    found = bench.tokens(PLAIN_SET, "text", [site.key])[site.key]
+    x, z = slow(bench, bench.prompter.plain, bench.sets[PLAIN_SET], "text", site)
+    torch.testing.assert_close(in_order(found.x.double()), in_order(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.used.double(), z.square().mean(0).sqrt(), rtol=1e-4, atol=1e-6)
+    words = sum(
+        len(bench.prompter.tokenizer(f"{e.text_question} {e.answer}<end>").input_ids)
+        for e in bench.sets[PLAIN_SET]
+    )
+    assert len(found.x) == words
+    assert bench.tokens(PLAIN_SET, "multi", [site.key]) == {}
+
+
+def test_at_most_so_many_positions_are_kept(bench):
+    site = bench.sites[0]
+    whole, some = (
+        bench.tokens("forget", "text", [site.key], limit=limit)[site.key] for limit in (None, 20)
+    )
+    assert len(some.x) == 20 < len(whole.x)
+    assert torch.equal(some.used, whole.used)
+    assert all(bool((whole.x == row).all(1).any()) for row in some.x)
