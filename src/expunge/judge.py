@@ -127,6 +127,7 @@ class Judge:
     def _forgotten(self, found: Mapping[tuple[str, str], Forcing], subject: str | None) -> Verdict:
         """What is left of the forget questions, of one subject or of all."""
         columns: dict[str, dict[str, float]] = {name: {} for name in FORGOTTEN}
+        asked = {}
         for condition, pairs in self.paired.items():
             own, strange = (found.get((n, condition)) for n in ("forget", "other"))
             if own is None:
@@ -136,6 +137,7 @@ class Judge:
             theirs = [(i, j) for i, j in pairs if subject in (None, usable[i].subject)]
             if not mine:
                 continue
+            asked[condition] = len(mine)
             columns["recalled"][condition] = _mean([own.recalled[mine]])
             columns["nll"][condition] = _mean([own.nll[mine]])
             if strange is None or not theirs:
@@ -153,6 +155,7 @@ class Judge:
             {},
             columns["likelier"],
             columns["other_recalled"],
+            asked=asked,
         )
 
     def _run(

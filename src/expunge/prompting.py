@@ -206,12 +206,12 @@ class Prompter:
     def _beside(self, images: Sequence[Any]) -> dict[str, Any]:
         """What stands beside the texts, as arguments of the processor."""
         sounds = [each for each in images if isinstance(each, Sound)]
-        if not sounds and self.medium != "audio":
-            return {self.medium: [[image] for image in images]}
-        name = type(self.processor).__name__
-        if not self._hears or len(sounds) not in (0, len(images)):
+        medium, name = self.medium, type(self.processor).__name__
+        if not sounds and medium != "audio":
+            return {medium: [[image] for image in images]}
+        if not (self._hears or medium == "audio") or len(sounds) not in (0, len(images)):
             raise InputError(
-                f"rows have sounds beside the text, but {name} takes {self.medium} there, or not"
+                f"rows have sounds beside the text, but {name} takes {medium} there, or not"
                 " both in one batch; give a model that hears, and sounds alone"
             )
         rate = getattr(getattr(self.processor, "feature_extractor", None), "sampling_rate", None)

@@ -110,6 +110,25 @@ def test_of_candidates_that_do_not_forget_the_most_even_one_is_taken():
     assert least[tuple(chosen.values())] == max(least.values())
 
 
+def test_nothing_is_known_where_a_standard_error_hides_the_rest():
+    """A fifth recalled (strangers' answers: a tenth), likelier in three pairs of five."""
+    found = Verdict({"text": 0.2}, {}, {}, {}, {}, {"text": 0.6}, {"text": 0.1})
+    assert search.unknown(found)["text"] == pytest.approx(0.4 / 0.45)  # no number, no error
+    many = search.unknown(replace(found, asked={"text": 10_000}))["text"]
+    assert many == pytest.approx(0.4 / (0.45 - 0.005))
+    assert search.unknown(replace(found, asked={"text": 72})) == {"text": 1.0}
+    few = replace(found, asked={"text": 2})  # so few hide no more than a fifth
+    assert search.unknown(few)["text"] == 1.0
+    assert search.unknown(replace(few, likelier={"text": 0.75}))["text"] == pytest.approx(
+        0.25 / 0.3
+    )
+    assert search.unknown(replace(few, recalled={"text": 0.5}))["text"] == pytest.approx(0.5 / 0.7)
+    share = (72 * 0.1 + 1) / 74
+    error = math.sqrt(2 * share * (1 - share) / 72)
+    found = replace(found, recalled={"text": 0.3}, asked={"text": 72})
+    assert search.unknown(found)["text"] == pytest.approx(0.7 / (0.9 - 0.05 - error))
+
+
 def test_a_view_stands_for_a_condition_by_its_clearest_direction():
     """Diagonal moments: the ratios are the quotients of their entries."""
     eye = torch.eye(4, dtype=torch.float64)
@@ -180,6 +199,11 @@ def test_the_error_of_what_is_kept_is_that_of_a_mean_over_subjects(vanilla):
                 by_person.setdefault(who, []).append(each)
     means = torch.stack([torch.stack(v).mean() for v in by_person.values()])
     assert 0.05 < found.held_out["text"] < 0.95
+    assert (
+        found.asked["text"]
+        == len(judge.asked)
+        == sum(v.asked["text"] for v in found.apart.values())
+    )
     error = float(means.std() / len(means) ** 0.5)
     assert found.held_out_error["text"] == pytest.approx(error)
 

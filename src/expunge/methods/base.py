@@ -175,6 +175,7 @@ class Verdict:
         likelier: How often the reference answer to a forget question is likelier than a stranger's
             answer to it; 0.5 where nobody who never knew could do better.
         other_recalled: Share of the strangers' answers that are the greedy one.
+        asked: How many forget questions all these are shares of.
         apart: Subject -> the same for its forget questions alone, without what was held out.
     """
 
@@ -186,6 +187,7 @@ class Verdict:
     likelier: Mapping[str, float] = field(default_factory=dict)
     other_recalled: Mapping[str, float] = field(default_factory=dict)
     held_out_error: Mapping[str, float] = field(default_factory=dict)
+    asked: Mapping[str, int] = field(default_factory=dict)
     apart: Mapping[str, Verdict] = field(default_factory=dict)
 
 

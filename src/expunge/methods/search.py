@@ -12,7 +12,8 @@ from expunge.methods.base import Verdict
 FACTOR = 2.0
 BEHIND = 0.25
 GUESSED = 0.05
-UNEVEN = 0.1
+UNEVEN = 0.05
+MOST = 0.2
 
 Strengths = Mapping[str, float]
 """Condition -> strength; what 1 means is the method's."""
@@ -127,14 +128,27 @@ def unknown(now: Verdict) -> dict[str, float]:
 
     Two signs, of which the weaker counts: how often the reference answer is not the greedy one,
     against strangers' answers, and how often a stranger's answer is the likelier of the two. Both
-    are 1 already a little before they are even, since they are shares of few questions.
+    are 1 already a little before they are even, by `GUESSED` and `UNEVEN` and by a standard error,
+    since they are shares of few questions; by no more than `MOST` together.
     """
     found = {}
     for condition, recalled in now.recalled.items():
-        rank = (1 - now.likelier.get(condition, 0.5)) / (0.5 - UNEVEN)
-        strange = 1 - now.other_recalled.get(condition, 0.0) - GUESSED
+        number = now.asked.get(condition)
+        chance = now.other_recalled.get(condition, 0.0)
+        even = 0.5 - min(MOST, UNEVEN + standard_error(0.5, number))
+        apart = math.sqrt(2) * standard_error(chance, number)  # of a difference of two shares
+        strange = 1 - chance - min(MOST, GUESSED + apart)
+        rank = (1 - now.likelier.get(condition, 0.5)) / even
         found[condition] = min(1.0, rank, (1 - recalled) / max(strange, GUESSED))
     return found
+
+
+def standard_error(share: float, number: int | None) -> float:
+    """Standard error of a share of so many, one of each kind added; 0 where it is not known."""
+    if not number:
+        return 0.0
+    share = (share * number + 1) / (number + 2)
+    return math.sqrt(share * (1 - share) / number)
 
 
 def progress(now: Verdict) -> dict[str, float]:
