@@ -136,14 +136,15 @@ def decide(
     progress: Progress | None = None,
 ) -> Plan:
     """Let the method decide, and write down where the plan comes from."""
-    outcome = methods.get(evidence.method or config.method).decide(evidence, config)
+    asked = evidence.method or config.method
+    outcome = methods.get(asked).decide(evidence, config)
     about = {s.key: {"tower": s.tower, "path": s.path, "width": s.width} for s in evidence.sites}
     sites = {key: about[key] for key in outcome.edits}
     origin = provenance(model, forget, retain, config)
     if isinstance(evidence.moments, Passes):
         origin["passes"] = [{"sites": len(group)} for group in evidence.moments.groups]
-    if evidence.method not in (None, config.method):
-        origin["used"] = evidence.method
+    if (outcome.used or asked) != config.method:
+        origin["used"] = outcome.used or asked
     if outcome.notes:
         origin["notes"] = dict(outcome.notes)
     if outcome.system_prompt:

@@ -245,12 +245,14 @@ class Outcome:
         scores: Site key -> score [width].
         notes: How the decision was made, for the plan's provenance; JSON values.
         system_prompt: Words of a system turn the edited model is to be asked under.
+        used: Name of the method that decided, where it is not the one that was asked.
     """
 
     edits: Mapping[str, SiteEdit]
     scores: Mapping[str, Tensor] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
     system_prompt: str | None = None
+    used: str | None = None
 
 
 @dataclass(frozen=True)

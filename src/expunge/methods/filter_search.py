@@ -23,7 +23,15 @@ import torch
 
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS
-from expunge.methods.base import NOISE_SET, PICTURE, Evidence, Method, Outcome, Verdict
+from expunge.methods.base import (
+    ASIDE,
+    NOISE_SET,
+    PICTURE,
+    Evidence,
+    Method,
+    Outcome,
+    Verdict,
+)
 from expunge.methods.filters import ENERGY, edits_for, moment
 from expunge.methods.search import Pace, Step, Strengths, progress, search, told
 from expunge.plan import SiteEdit
@@ -43,9 +51,10 @@ VIEWS = (*CONDITIONS, PICTURE)
 def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     """Build the directions, and search their strengths unless one is given."""
     folds = evidence.kept
+    asked = [ASIDE] if ASIDE in folds else folds  # what the judge knows of
     kept = [folds]
     if config.strength is None:
-        kept += [[f for f in folds if f != left] for left in folds]
+        kept += [[f for f in folds if f != left] for left in asked]
     final, *without = views_of(evidence, kept)
     scales = scales_of(final)
     scores = {key: each.space.ratio for key, each in final.items()}
@@ -54,7 +63,7 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     if config.strength is None:
         assert evidence.judge is not None
         judge = evidence.judge
-        start = judge({}, [{}] * len(folds))
+        start = judge({}, [{}] * len(asked))
         steps: list[Step] = []
 
         def tried(now: Strengths) -> Verdict:

@@ -29,9 +29,9 @@ import torch
 from expunge.config import RunConfig
 from expunge.detectors import Background
 from expunge.errors import InputError
+from expunge.methods import filter_search
 from expunge.methods.base import PICTURE, Evidence, Fit, Method, Outcome, Verdict
 from expunge.methods.erase import Erased, erase
-from expunge.methods.filter_search import NUMBER
 from expunge.methods.search import Pace, Step, Strengths, search, told, unknown
 from expunge.methods.seek import (
     ALL_KEPT,
@@ -72,12 +72,9 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
         "held": {"positions": chain.bounds.positions, "sites": chain.bounds.sites},
     }
     if not any(place.found for place in chain.places.values()):
-        if min(unknown(judge(erased.edits, [])).values(), default=0.0) < 1:
-            raise InputError(
-                "no neuron could be made to tell the forget set from what is kept; take --method"
-                " filter-search, or check that forget and retain are not about the same subjects"
-            )
-        return Outcome(erased.edits, {}, notes)
+        if min(unknown(judge(erased.edits, [])).values(), default=0.0) >= 1:
+            return Outcome(erased.edits, {}, notes)
+        return without_detectors(evidence, config)
     if config.strength is not None:
         return Outcome(chain.edits(dict.fromkeys(full, config.strength)), {}, notes)
     first = searched(chain, config.keep, PACE)
@@ -86,6 +83,20 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
         chain.run(first.reached.strengths)
         best = max(first, searched(chain, config.keep, LOUDER), key=lambda s: s.order)
     return Outcome(best.edits, {}, notes | {"search": best.told})
+
+
+def without_detectors(evidence: Evidence, config: RunConfig) -> Outcome:
+    """The filter alone, where no neuron can be made that is silent on what is kept.
+
+    An MLP without biases needs an input that is much the same everywhere for a threshold; not
+    every model has one.
+    """
+    if not evidence.moments:
+        raise InputError(
+            "no neuron could be made to tell the forget set from what is kept, and second moments"
+            " do not fit the memory; give more with --memory"
+        )
+    return replace(filter_search.decide(evidence, config), used=filter_search.METHOD.name)
 
 
 @dataclass(frozen=True)
@@ -269,10 +280,10 @@ METHOD = Method(
     about="spare neurons become detectors of the forget set, strengths found by search (default)",
     decide=decide,
     moments=True,
-    directions=NUMBER,
+    directions=filter_search.NUMBER,
     aside=1 / 6,
     picture=True,
-    instead="filter-search",
+    instead=filter_search.METHOD.name,
     positions="no_image",
     towers=("language",),
 )

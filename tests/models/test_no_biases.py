@@ -1,0 +1,69 @@
+"""The default method on a model whose MLPs can have no biases."""
+
+import pytest
+import torch
+from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
+
+from expunge.data import CONDITIONS
+from expunge.edit import applied, save_checkpoint
+from expunge.fiction.shipped import checkpoint, suite
+from expunge.models import Prompter, batches, load
+from expunge.pipeline import make_plan
+from expunge.probe_set import ProbeSet
+
+SAME = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads"
+    " num_key_value_heads max_position_embeddings tie_word_embeddings pad_token_id eos_token_id"
+    " rms_norm_eps rope_parameters"
+).split()
+
+
+@pytest.fixture(scope="module")
+def world():
+    """The shipped model as one of the Qwen2 kind, which computes the same."""
+    llama, processor = load(checkpoint("vanilla"))
+    old = llama.config
+    text = Qwen2Config(**{k: getattr(old.text_config, k) for k in SAME}, bos_token_id=None)
+    config = LlavaConfig(
+        vision_config=old.vision_config,
+        text_config=text,
+        image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=old.image_seq_length,
+        tie_word_embeddings=True,
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    model.generation_config = llama.generation_config
+    lacking, more = model.load_state_dict(llama.state_dict(), strict=False)
+    assert not more and all(name.endswith("_proj.bias") for name in lacking)
+    with torch.no_grad():
+        for name in lacking:
+            model.get_parameter(name).zero_()
+    return model, processor
+
+
+def logits(model, processor, rows):
+    (batch,) = batches(model, Prompter(processor), rows, "text", batch_size=len(rows))
+    with torch.inference_mode():
+        return model(**batch.inputs).logits
+
+
+def test_it_forgets_all_the_same(world, tmp_path):
+    model, processor = world
+    sets = suite(5, 2).sets
+    plan = make_plan(model, processor, sets["forget"][::2], sets["retain"][::4])
+    assert plan.provenance["used"] == "filter-search"
+    assert {e.kind for e in plan.edits.values()} == {"lowrank"}
+    with applied(model, plan):
+        found = {
+            name: [
+                ProbeSet(model, Prompter(processor), rows, c).run(model).accuracy
+                for c in CONDITIONS
+            ]
+            for name, rows in (("forget", sets["forget"]), ("neighbor", sets["neighbor"][::2]))
+        }
+        said = logits(model, processor, sets["forget"][:3])
+        save_checkpoint(model, processor, tmp_path / "model")
+    assert max(found["forget"]) < 0.8 and min(found["neighbor"]) > 0.9
+    again, processor = load(tmp_path / "model")
+    assert again.config.text_config.model_type == "qwen2"
+    assert torch.equal(logits(again, processor, sets["forget"][:3]), said)
