@@ -110,13 +110,25 @@ def test_of_candidates_that_do_not_forget_the_most_even_one_is_taken():
     assert least[tuple(chosen.values())] == max(least.values())
 
 
-def test_nothing_is_known_where_a_standard_error_hides_the_rest():
+def test_of_candidates_that_are_nearly_as_far_the_weakest_is_taken():
+    def judge(s):
+        return verdict(9.0 * (1 - 2.0 ** -s["multi"]), 10.0, 1.0)
+
+    steps = []
+    pace = replace(PACE, alike=0.05)
+    chosen = search.search(judge, verdict(0.0, 6.0, 1.0), 0.97, steps, pace)
+    far = [s for s in steps if s.least >= max(s.least for s in steps) - 0.05]
+    assert 1 < len(far) < len(steps)
+    assert chosen == min(far, key=lambda s: s.strengths["multi"]).strengths
+
+
+def test_nothing_is_known_where_half_a_standard_error_hides_the_rest():
     """A fifth recalled (strangers' answers: a tenth), likelier in three pairs of five."""
     found = Verdict({"text": 0.2}, {}, {}, {}, {}, {"text": 0.6}, {"text": 0.1})
-    assert search.unknown(found)["text"] == pytest.approx(0.4 / 0.45)  # no number, no error
+    assert search.unknown(found)["text"] == pytest.approx(0.4 / 0.44)  # no number, no error
     many = search.unknown(replace(found, asked={"text": 10_000}))["text"]
-    assert many == pytest.approx(0.4 / (0.45 - 0.005))
-    assert search.unknown(replace(found, asked={"text": 72})) == {"text": 1.0}
+    assert many == pytest.approx(0.4 / (0.44 - 0.0025))
+    assert search.unknown(replace(found, asked={"text": 16})) == {"text": 1.0}
     few = replace(found, asked={"text": 2})  # so few hide no more than a fifth
     assert search.unknown(few)["text"] == 1.0
     assert search.unknown(replace(few, likelier={"text": 0.75}))["text"] == pytest.approx(
@@ -125,8 +137,8 @@ def test_nothing_is_known_where_a_standard_error_hides_the_rest():
     assert search.unknown(replace(few, recalled={"text": 0.5}))["text"] == pytest.approx(0.5 / 0.7)
     share = (72 * 0.1 + 1) / 74
     error = math.sqrt(2 * share * (1 - share) / 72)
-    found = replace(found, recalled={"text": 0.3}, asked={"text": 72})
-    assert search.unknown(found)["text"] == pytest.approx(0.7 / (0.9 - 0.05 - error))
+    found = replace(found, recalled={"text": 0.3}, likelier={"text": 0.5}, asked={"text": 72})
+    assert search.unknown(found)["text"] == pytest.approx(0.7 / (0.9 - 0.04 - error / 2))
 
 
 def test_a_view_stands_for_a_condition_by_its_clearest_direction():

@@ -51,7 +51,8 @@ VIEWS = {"multi": ("multi", PICTURE), "text": ("text",)}
 ADDED = (1, 2, 3)
 LEAPS = 8
 POOR = 0.5
-PACE = Pace(first=0.25, rises=3, halvings=2, done=unknown)
+ALIKE = 0.05
+PACE = Pace(first=0.25, rises=3, halvings=2, done=unknown, alike=ALIKE)
 LOUDER = replace(PACE, rises=5)
 
 
@@ -79,9 +80,10 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
         return Outcome(chain.edits(dict.fromkeys(full, config.strength)), {}, notes)
     first = searched(chain, config.keep, PACE)
     best = first
-    if first.reached is not None and not first.reached.forgotten:
+    if first.reached is not None and first.order < 1 - ALIKE:
         chain.run(first.reached.strengths)
-        best = max(first, searched(chain, config.keep, LOUDER), key=lambda s: s.order)
+        second = searched(chain, config.keep, LOUDER)
+        best = second if second.order > first.order + ALIKE else first
     return Outcome(best.edits, {}, notes | {"search": best.told})
 
 
@@ -116,7 +118,7 @@ class Searched:
     @property
     def order(self) -> float:
         """How much is forgotten under the condition that is worse."""
-        return min(self.reached.done.values()) if self.reached else -1.0
+        return self.reached.least if self.reached else -1.0
 
 
 def searched(chain: Chain, keep: float, pace: Pace) -> Searched:

@@ -11,8 +11,9 @@ from expunge.methods.base import Verdict
 
 FACTOR = 2.0
 BEHIND = 0.25
-GUESSED = 0.05
-UNEVEN = 0.05
+GUESSED = 0.04
+UNEVEN = 0.06
+ERRORS = 0.5
 MOST = 0.2
 
 Strengths = Mapping[str, float]
@@ -29,9 +30,14 @@ class Step:
     done: Mapping[str, float]
 
     @property
+    def least(self) -> float:
+        """How much is forgotten under the condition that is worse."""
+        return min(self.done.values(), default=1.0)
+
+    @property
     def forgotten(self) -> bool:
         """Whether everything is forgotten under every condition."""
-        return all(share >= 1 for share in self.done.values())
+        return self.least >= 1
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,14 @@ class Pace:
         rises: Candidates of growing strength at most.
         halvings: How often the last interval is halved.
         done: Verdict -> by condition, how much is forgotten; 1 is everything.
+        alike: How far behind another a candidate may be and count as no worse.
     """
 
     first: float
     rises: int
     halvings: int
     done: Callable[[Verdict], Mapping[str, float]]
+    alike: float = 0.0
 
 
 def search(
@@ -72,8 +80,8 @@ def search(
         pace: First strength and numbers of candidates.
 
     Returns:
-        Of the candidates inside the limit the weakest of those that forget, else the one whose
-        least forgotten condition is furthest; all 0 if there is none.
+        Of the candidates inside the limit the weakest of those that forget, else of those whose
+        least forgotten condition is furthest, or no more than the pace's `alike` behind; all 0 if there is none.
     """
 
     def tried(strengths: Strengths) -> Step:
@@ -96,10 +104,9 @@ def search(
     inside = [s for s in steps if s.kept >= keep]
     if not inside:
         return dict.fromkeys(start.nll, 0.0)
-    done = [s for s in inside if s.forgotten]
-    if done:
-        return min(done, key=lambda s: math.prod(s.strengths.values())).strengths
-    return max(inside, key=lambda s: min(s.done.values())).strengths
+    furthest = max(s.least for s in inside)
+    done = [s for s in inside if s.least >= (1 if furthest >= 1 else furthest - pace.alike)]
+    return min(done, key=lambda s: math.prod(s.strengths.values())).strengths
 
 
 def _rises(
@@ -128,15 +135,15 @@ def unknown(now: Verdict) -> dict[str, float]:
 
     Two signs, of which the weaker counts: how often the reference answer is not the greedy one,
     against strangers' answers, and how often a stranger's answer is the likelier of the two. Both
-    are 1 already a little before they are even, by `GUESSED` and `UNEVEN` and by a standard error,
-    since they are shares of few questions; by no more than `MOST` together.
+    are 1 already a little before they are even, by `GUESSED` and `UNEVEN` and by `ERRORS` of a
+    standard error, since they are shares of few questions; by no more than `MOST` together.
     """
     found = {}
     for condition, recalled in now.recalled.items():
         number = now.asked.get(condition)
         chance = now.other_recalled.get(condition, 0.0)
-        even = 0.5 - min(MOST, UNEVEN + standard_error(0.5, number))
-        apart = math.sqrt(2) * standard_error(chance, number)  # of a difference of two shares
+        even = 0.5 - min(MOST, UNEVEN + ERRORS * standard_error(0.5, number))
+        apart = ERRORS * math.sqrt(2) * standard_error(chance, number)  # of a difference
         strange = 1 - chance - min(MOST, GUESSED + apart)
         rank = (1 - now.likelier.get(condition, 0.5)) / even
         found[condition] = min(1.0, rank, (1 - recalled) / max(strange, GUESSED))
@@ -198,8 +205,8 @@ def told(start: Verdict, steps: list[Step], chosen: Strengths, keep: float) -> d
             "Candidates of growing strength were tried on the model, each condition with a strength"
             " of its own. Of those under which everything is forgotten (the model answers like one"
             " that never knew) the weakest is taken, as long as retain subjects held out of the"
-            f" statistics keep {keep:.0%} of their accuracy; if that limit comes first, the"
-            " candidate inside it whose least forgotten condition is forgotten furthest."
+            f" statistics keep {keep:.0%} of their accuracy; if that limit comes first, the weakest"
+            " inside it whose least forgotten condition is forgotten furthest, or nearly so."
         ),
         "limit": keep,
         "steps": rows,
