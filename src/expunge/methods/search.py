@@ -81,7 +81,7 @@ def search(
 
     Returns:
         Of the candidates inside the limit the weakest of those that forget, else of those whose
-        least forgotten condition is furthest, or no more than the pace's `alike` behind; all 0 if there is none.
+        least forgotten condition is furthest, or no more than `alike` behind; all 0 if none is.
     """
 
     def tried(strengths: Strengths) -> Step:
