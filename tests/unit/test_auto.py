@@ -122,13 +122,13 @@ def test_of_candidates_that_are_nearly_as_far_the_weakest_is_taken():
     assert chosen == min(far, key=lambda s: s.strengths["multi"]).strengths
 
 
-def test_nothing_is_known_where_half_a_standard_error_hides_the_rest():
-    """A fifth recalled (strangers' answers: a tenth), likelier in three pairs of five."""
-    found = Verdict({"text": 0.2}, {}, {}, {}, {}, {"text": 0.6}, {"text": 0.1})
-    assert search.unknown(found)["text"] == pytest.approx(0.4 / 0.44)  # no number, no error
+def test_nothing_is_known_where_a_standard_error_hides_the_rest():
+    """0.15 recalled (strangers' answers: 0.1), likelier in three pairs of five."""
+    found = Verdict({"text": 0.15}, {}, {}, {}, {}, {"text": 0.6}, {"text": 0.1})
+    assert search.unknown(found)["text"] == pytest.approx(0.4 / 0.435)  # no number, no error
     many = search.unknown(replace(found, asked={"text": 10_000}))["text"]
-    assert many == pytest.approx(0.4 / (0.44 - 0.0025))
-    assert search.unknown(replace(found, asked={"text": 16})) == {"text": 1.0}
+    assert many == pytest.approx(0.4 / (0.435 - 0.003))
+    assert search.unknown(replace(found, asked={"text": 9})) == {"text": 1.0}
     few = replace(found, asked={"text": 2})  # so few hide no more than a fifth
     assert search.unknown(few)["text"] == 1.0
     assert search.unknown(replace(few, likelier={"text": 0.75}))["text"] == pytest.approx(
@@ -138,7 +138,7 @@ def test_nothing_is_known_where_half_a_standard_error_hides_the_rest():
     share = (72 * 0.1 + 1) / 74
     error = math.sqrt(2 * share * (1 - share) / 72)
     found = replace(found, recalled={"text": 0.3}, likelier={"text": 0.5}, asked={"text": 72})
-    assert search.unknown(found)["text"] == pytest.approx(0.7 / (0.9 - 0.04 - error / 2))
+    assert search.unknown(found)["text"] == pytest.approx(0.7 / (0.9 - 0.02 - 0.6 * error))
 
 
 def test_a_view_stands_for_a_condition_by_its_clearest_direction():

@@ -80,7 +80,7 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
         return Outcome(chain.edits(dict.fromkeys(full, config.strength)), {}, notes)
     first = searched(chain, config.keep, PACE)
     best = first
-    if first.reached is not None and first.order < 1 - ALIKE:
+    if first.reached is not None and not first.reached.forgotten:
         chain.run(first.reached.strengths)
         second = searched(chain, config.keep, LOUDER)
         best = second if second.order > first.order + ALIKE else first

@@ -11,9 +11,9 @@ from expunge.methods.base import Verdict
 
 FACTOR = 2.0
 BEHIND = 0.25
-GUESSED = 0.04
-UNEVEN = 0.06
-ERRORS = 0.5
+GUESSED = 0.02
+UNEVEN = 0.065
+ERRORS = 0.6
 MOST = 0.2
 
 Strengths = Mapping[str, float]
