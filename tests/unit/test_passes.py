@@ -135,6 +135,6 @@ def measured(*limit):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_measured_peak_stays_within_the_limit():
     """Three sites of 900 neurons: up to 130 MB of second moments each."""
-    limited, free = measured("250MB"), measured()
-    assert limited[0] > 1 and limited[1] <= 250e6, (limited, free)
-    assert free[0] == 1 and free[1] > 250e6, (limited, free)
+    limited, free = measured("290MB"), measured()
+    assert limited[0] > 1 and limited[1] <= 290e6, (limited, free)
+    assert free[0] == 1 and free[1] > 290e6, (limited, free)
