@@ -110,18 +110,6 @@ def test_of_candidates_that_do_not_forget_the_most_even_one_is_taken():
     assert least[tuple(chosen.values())] == max(least.values())
 
 
-def test_of_candidates_that_are_nearly_as_far_the_weakest_is_taken():
-    def judge(s):
-        return verdict(9.0 * (1 - 2.0 ** -s["multi"]), 10.0, 1.0)
-
-    steps = []
-    pace = replace(PACE, alike=0.05)
-    chosen = search.search(judge, verdict(0.0, 6.0, 1.0), 0.97, steps, pace)
-    far = [s for s in steps if s.least >= max(s.least for s in steps) - 0.05]
-    assert 1 < len(far) < len(steps)
-    assert chosen == min(far, key=lambda s: s.strengths["multi"]).strengths
-
-
 def test_nothing_is_known_where_a_standard_error_hides_the_rest():
     """0.15 recalled (strangers' answers: 0.1), likelier in three pairs of five."""
     found = Verdict({"text": 0.15}, {}, {}, {}, {}, {"text": 0.6}, {"text": 0.1})

@@ -51,8 +51,7 @@ VIEWS = {"multi": ("multi", PICTURE), "text": ("text",)}
 ADDED = (1, 2, 3)
 LEAPS = 8
 POOR = 0.5
-ALIKE = 0.05
-PACE = Pace(first=0.25, rises=3, halvings=2, done=unknown, alike=ALIKE)
+PACE = Pace(first=0.25, rises=3, halvings=2, done=unknown)
 LOUDER = replace(PACE, rises=5)
 
 
@@ -82,8 +81,7 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     best = first
     if first.reached is not None and not first.reached.forgotten:
         chain.run(first.reached.strengths)
-        second = searched(chain, config.keep, LOUDER)
-        best = second if second.order > first.order + ALIKE else first
+        best = max(first, searched(chain, config.keep, LOUDER), key=lambda s: s.order)
     return Outcome(best.edits, {}, notes | {"search": best.told})
 
 

@@ -49,14 +49,12 @@ class Pace:
         rises: Candidates of growing strength at most.
         halvings: How often the last interval is halved.
         done: Verdict -> by condition, how much is forgotten; 1 is everything.
-        alike: How far behind another a candidate may be and count as no worse.
     """
 
     first: float
     rises: int
     halvings: int
     done: Callable[[Verdict], Mapping[str, float]]
-    alike: float = 0.0
 
 
 def search(
@@ -80,8 +78,8 @@ def search(
         pace: First strength and numbers of candidates.
 
     Returns:
-        Of the candidates inside the limit the weakest of those that forget, else of those whose
-        least forgotten condition is furthest, or no more than `alike` behind; all 0 if none is.
+        Of the candidates inside the limit the weakest of those that forget, else the one whose
+        least forgotten condition is furthest; all 0 if there is none.
     """
 
     def tried(strengths: Strengths) -> Step:
@@ -104,9 +102,10 @@ def search(
     inside = [s for s in steps if s.kept >= keep]
     if not inside:
         return dict.fromkeys(start.nll, 0.0)
-    furthest = max(s.least for s in inside)
-    done = [s for s in inside if s.least >= (1 if furthest >= 1 else furthest - pace.alike)]
-    return min(done, key=lambda s: math.prod(s.strengths.values())).strengths
+    done = [s for s in inside if s.forgotten]
+    if done:
+        return min(done, key=lambda s: math.prod(s.strengths.values())).strengths
+    return max(inside, key=lambda s: s.least).strengths
 
 
 def _rises(
@@ -205,8 +204,8 @@ def told(start: Verdict, steps: list[Step], chosen: Strengths, keep: float) -> d
             "Candidates of growing strength were tried on the model, each condition with a strength"
             " of its own. Of those under which everything is forgotten (the model answers like one"
             " that never knew) the weakest is taken, as long as retain subjects held out of the"
-            f" statistics keep {keep:.0%} of their accuracy; if that limit comes first, the weakest"
-            " inside it whose least forgotten condition is forgotten furthest, or nearly so."
+            f" statistics keep {keep:.0%} of their accuracy; if that limit comes first, the"
+            " candidate inside it whose least forgotten condition is forgotten furthest."
         ),
         "limit": keep,
         "steps": rows,
