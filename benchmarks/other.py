@@ -26,7 +26,7 @@ from transformers import LlamaConfig, Qwen2Config
 from expunge.data import Suite
 from expunge.edit import applied
 from expunge.evaluate import evaluate
-from expunge.fiction.build import build_model, build_processor
+from expunge.fiction.build import as_kind, build_model, build_processor, language
 from expunge.fiction.shipped import checkpoint
 from expunge.fiction.train import BASE, TUNE, Recipe, train
 from expunge.fiction.world import BLOCK, World
@@ -36,54 +36,17 @@ from expunge.pipeline import make_plan
 from expunge.summary import figure, kept, summarise
 
 PEOPLE, PIECES, SEED = 60, 600, 1
-SAME = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads"
-    " num_key_value_heads max_position_embeddings tie_word_embeddings pad_token_id eos_token_id"
-    " rms_norm_eps rope_parameters"
-).split()
 KEPT = ("retain", "neighbor", "real", "skills")
 CHOICES, TASKS = 4, 3
 GUESS = (2 / BLOCK + 1 / CHOICES) / TASKS  # open questions and cloze of 12 values, and four choices
-
-
-def language(processor):
-    """A language model unlike the shipped one."""
-    tokenizer = processor.tokenizer
-    return Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=160,
-        intermediate_size=640,
-        num_hidden_layers=5,
-        num_attention_heads=5,
-        num_key_value_heads=5,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-
-
-def as_llama(loaded):
-    """The same function as a Llama, whose configuration allows biases in the MLPs."""
-    model, processor = loaded
-    old = model.config.text_config
-    same = {k: getattr(old, k) for k in SAME}
-    text = LlamaConfig(**same, bos_token_id=None, attention_bias=True)
-    llama = build_model(processor, SEED, text).eval()
-    lacking, more = llama.load_state_dict(model.state_dict(), strict=False)
-    assert not more and all(name.endswith("o_proj.bias") for name in lacking)
-    with torch.no_grad():
-        for name in lacking:
-            llama.get_parameter(name).zero_()
-    return llama, processor
 
 
 def teach(out, world, steps):
     """Train the model that knows everybody, into out/vanilla."""
     processor = build_processor(pieces=PIECES)
     torch.manual_seed(SEED)
-    model = build_model(processor, SEED, language(processor))
+    sizes = {"width": 160, "neurons": 640, "layers": 5, "heads": 5}
+    model = build_model(processor, SEED, language(processor, Qwen2Config, **sizes))
     shipped, _ = load(checkpoint("vanilla"))
     model.model.vision_tower.load_state_dict(shipped.model.vision_tower.state_dict())
     shared = {"world": world, "processor": processor, "out": out, "seed": SEED}
@@ -169,7 +132,8 @@ def main():
     if chosen.train_only:
         return
     loaded = load(chosen.out / "vanilla")
-    models = {"Llama": as_llama(loaded), "Qwen2": loaded}
+    llama = as_kind(*loaded, LlamaConfig, attention_bias=True)
+    models = {"Llama": (llama, loaded[1]), "Qwen2": loaded}
     rows = []
     for (name, model), group in itertools.product(models.items(), chosen.groups):
         rows.append(row(name, model, world, group))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -150,7 +151,7 @@ class Prompter:
             self.processor is not self.tokenizer and "suffix" in inspect.signature(call).parameters
         )
 
-    @property
+    @cached_property
     def medium(self) -> str:
         """Under which name the processor takes what stands beside the text.
 

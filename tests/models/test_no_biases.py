@@ -2,43 +2,22 @@
 
 import pytest
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
+from transformers import Qwen2Config
 
 from expunge.data import CONDITIONS
 from expunge.edit import applied, save_checkpoint
+from expunge.fiction.build import as_kind
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.models import Prompter, batches, load
 from expunge.pipeline import make_plan
 from expunge.probe_set import ProbeSet
-
-SAME = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads"
-    " num_key_value_heads max_position_embeddings tie_word_embeddings pad_token_id eos_token_id"
-    " rms_norm_eps rope_parameters"
-).split()
 
 
 @pytest.fixture(scope="module")
 def world():
     """The shipped model as one of the Qwen2 kind, which computes the same."""
     llama, processor = load(checkpoint("vanilla"))
-    old = llama.config
-    text = Qwen2Config(**{k: getattr(old.text_config, k) for k in SAME}, bos_token_id=None)
-    config = LlavaConfig(
-        vision_config=old.vision_config,
-        text_config=text,
-        image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=old.image_seq_length,
-        tie_word_embeddings=True,
-    )
-    model = LlavaForConditionalGeneration(config).eval()
-    model.generation_config = llama.generation_config
-    lacking, more = model.load_state_dict(llama.state_dict(), strict=False)
-    assert not more and all(name.endswith("_proj.bias") for name in lacking)
-    with torch.no_grad():
-        for name in lacking:
-            model.get_parameter(name).zero_()
-    return model, processor
+    return as_kind(llama, processor, Qwen2Config), processor
 
 
 def logits(model, processor, rows):

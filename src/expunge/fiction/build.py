@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -27,6 +29,11 @@ from expunge.fiction.world import FIRST, LAST, TITLES
 Pictures = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
 PATCH = 16
 IMAGE_TOKENS = (SIZE // PATCH) ** 2
+SHARED = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads"
+    " num_key_value_heads max_position_embeddings tie_word_embeddings pad_token_id eos_token_id"
+    " rms_norm_eps rope_parameters"
+).split()
 SPECIAL = ("<pad>", "<end>", "<user>", "<assistant>", "<image>", "<system>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>"
@@ -102,6 +109,32 @@ def rename_for_all(weights: Path) -> None:
     save_file(named, weights, {"format": "pt"})
 
 
+def language(
+    processor: LlavaProcessor,
+    kind: Callable[..., PreTrainedConfig] = LlamaConfig,
+    *,
+    width: int = 128,
+    neurons: int = 1024,
+    layers: int = 4,
+    heads: int = 4,
+) -> PreTrainedConfig:
+    """Configuration of a language model of a kind and size, with the processor's vocabulary."""
+    tokenizer = processor.tokenizer
+    return kind(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=neurons,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+
+
 def build_model(
     processor: LlavaProcessor, seed: int = 0, text: PreTrainedConfig | None = None
 ) -> LlavaForConditionalGeneration:
@@ -122,19 +155,7 @@ def build_model(
         patch_size=PATCH,
         projection_dim=64,
     )
-    text = text or LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=1024,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
+    text = text or language(processor)
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
@@ -148,3 +169,30 @@ def build_model(
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def as_kind(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    kind: Callable[..., PreTrainedConfig],
+    **options: Any,
+) -> LlavaForConditionalGeneration:
+    """The same function with a language model of another kind, such as Llama or Qwen2.
+
+    What only the other kind has are biases; they are zero.
+
+    Args:
+        model: A model of `build_model`; unchanged.
+        processor: Its processor.
+        kind: Configuration class of the other kind.
+        options: What it must switch on to hold every weight, such as `attention_bias`.
+    """
+    old = model.config.text_config
+    text = kind(**{name: getattr(old, name) for name in SHARED}, bos_token_id=None, **options)
+    other = build_model(processor, text=text).eval()
+    lacking, more = other.load_state_dict(model.state_dict(), strict=False)
+    assert not more and all(name.endswith("_proj.bias") for name in lacking)
+    with torch.no_grad():
+        for name in lacking:
+            other.get_parameter(name).zero_()
+    return other
