@@ -15,6 +15,7 @@ from expunge.collect import Counting, collect_statistics
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS, Example
 from expunge.edit import applied
+from expunge.ends import end_directions
 from expunge.errors import unknown
 from expunge.gradients import collect_attributions
 from expunge.measure import collect_quantile, collect_taps, taps_of
@@ -111,6 +112,11 @@ class Bench:
         """See `methods.base.Access.fit`."""
         inner = self._inner.get(key)
         return None if inner is None else Fit(inner.up is not None, takes_bias(self.model, inner))
+
+    @cached_property
+    def ends(self) -> Tensor | None:
+        """See `methods.base.Access.ends`."""
+        return end_directions(self.model)
 
     def tokens(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from expunge import metrics
 from expunge.data import CONDITIONS, Example, Suite
+from expunge.ends import end_tokens
 from expunge.models import Batch, Prompter, accepts
 from expunge.prefix import begun, shared_batches
 
@@ -122,12 +123,6 @@ def teacher_forced(
         if tick:
             tick(len(batch.rows))
     return [f for f in found if f is not None]
-
-
-def end_tokens(model: Any) -> set[int]:
-    """Ids of the tokens that end an answer."""
-    end = model.generation_config.eos_token_id
-    return set(end) if isinstance(end, list) else set() if end is None else {end}
 
 
 @torch.inference_mode()

@@ -9,7 +9,9 @@ from torch import nn
 
 from expunge.data import CONDITIONS
 from expunge.edit import applied, fingerprint, save_checkpoint
+from expunge.ends import end_directions
 from expunge.errors import InputError
+from expunge.evaluate import ask
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.methods.base import Fit
 from expunge.methods.gated import leaps
@@ -152,6 +154,18 @@ def test_on_what_is_kept_new_neurons_are_silent(world, questions, small):
         finally:
             hook.remove()
     assert kept < 0.01 * gone
+
+
+def test_new_neurons_do_not_end_answers(world, plan, questions):
+    """What they write says nothing about the end, and no more answers are empty than before."""
+    ends = end_directions(world[0])
+    for edit in plan.edits.values():
+        if edit.rewire is not None:
+            along = (ends.T @ edit.rewire.down).norm(dim=0)
+            assert (along <= 1e-4 * edit.rewire.down.norm(dim=0)).all()
+    with applied(world[0], plan):
+        said = ask(world[0], Prompter(world[1]), questions["forget"][::3], "multi")
+    assert sum(not row.said for row in said) <= 0.05 * len(said)
 
 
 def test_plans_compose_in_either_order(world):

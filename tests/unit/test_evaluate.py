@@ -11,11 +11,11 @@ import torch
 
 from expunge import metrics
 from expunge.data import Suite, load_image
+from expunge.ends import end_tokens
 from expunge.evaluate import (
     answer_length,
     ask,
     cells,
-    end_tokens,
     evaluate,
     generate,
     teacher_forced,

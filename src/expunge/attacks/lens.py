@@ -6,28 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from expunge.attacks.base import ASKED_WITH, MODELS, Attack, Candidate, Context, Result
 from expunge.attacks.states import prompt_states
 from expunge.data import CONDITIONS, Example
-from expunge.errors import InputError
+from expunge.ends import final_norm
 
-NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 NEAR = 10
-
-
-def final_norm(model: Any) -> nn.Module:
-    """The normalisation between the last layer and the output embedding."""
-    decoder = model.get_decoder()
-    for name in NORMS:
-        norm = getattr(decoder, name, None)
-        if isinstance(norm, nn.Module):
-            return norm
-    raise InputError(
-        f"{type(decoder).__name__} has none of {', '.join(NORMS)}, so its layers cannot be read as"
-        " logits; leave out the lens attack"
-    )
 
 
 @torch.inference_mode()

@@ -147,6 +147,10 @@ class Access(Protocol):
     def fit(self, key: str) -> Fit | None:
         """How new neurons can be put in at a site, None where they cannot."""
 
+    @property
+    def ends(self) -> Tensor | None:
+        """What makes the end of an answer likelier; see `ends.end_directions`."""
+
     def tokens(
         self,
         data: str,

@@ -53,7 +53,7 @@ class Found:
         condition: The condition it serves.
         row: a, float32 [in]; its level is 1 on the mean of its group.
         kept: Greatest level on what is kept.
-        take: What the MLP puts out on its group, float32 [out].
+        take: What the MLP puts out on its group, float32 [out]; nothing along `Access.ends`.
     """
 
     condition: str
@@ -225,7 +225,7 @@ class Seeker:
                     del mine[name]
                     continue
                 weight = (level - kept).clamp_min(0)
-                take = (weight[:, None] * tokens.out[at]).sum(0) / weight.sum()
+                take = self._unending((weight[:, None] * tokens.out[at]).sum(0) / weight.sum())
                 mean = float(level[fires].mean())
                 found[name].append(Found(looked.condition, row / mean, kept / mean, take))
                 mine[name] = at[~fires.cpu()]
@@ -244,6 +244,14 @@ class Seeker:
             most = levels.amax(1).tolist()
             found += [(background.row(a).float(), m) for a, m in zip(rows, most, strict=True)]
         return found
+
+    def _unending(self, take: Tensor) -> Tensor:
+        """The same without what, taken out, would make the model say nothing instead."""
+        ends = self.access.ends
+        if ends is None or len(ends) != len(take):
+            return take
+        ends = ends.to(take.device)
+        return take - ends @ (ends.T @ take)
 
     def _level(self, x: Tensor, row: Tensor) -> Tensor:
         """How clearly inputs answer a row; without a bias, against the row that stands for one."""
