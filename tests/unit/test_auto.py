@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from expunge.config import RunConfig
 from expunge.data import CONDITIONS
 from expunge.edit import edited
 from expunge.evaluate import teacher_forced
@@ -18,7 +17,6 @@ from expunge.methods import search
 from expunge.methods.base import Verdict
 from expunge.methods.filter_search import PACE, scales_of
 from expunge.models import Prompter, load
-from expunge.pipeline import make_plan
 from expunge.plan import SiteEdit
 from expunge.probe_set import ProbeSet
 from expunge.sites import find_sites
@@ -239,20 +237,3 @@ def test_gold_knows_everybody_but_the_forget_people(condition):
 
     assert accuracy("forget") <= 1 / 12 + 0.08
     assert accuracy("neighbor") >= 0.98
-
-
-def test_default_method_forgets_inside_its_limit_and_repeats_itself(vanilla):
-    model, processor = vanilla
-    questions = suite(10, 1).sets
-    one = questions["forget"][0].subject
-    forget = [e for e in questions["forget"] if e.subject == one][::2]
-    retain = questions["retain"][::10]
-    plans = [make_plan(model, processor, forget, retain) for _ in range(2)]
-    assert plans[0].header() == plans[1].header()
-    tensors = [p.tensors() for p in plans]
-    assert all((tensors[0][n] == tensors[1][n]).all() for n in tensors[0])
-    steps = plans[0].provenance["notes"]["search"]["steps"]
-    (picked,) = [s for s in steps if s["chosen"]]
-    assert picked["kept"] >= RunConfig().keep
-    assert math.isclose(steps[0]["kept"], 1.0)
-    assert min(picked["forget_nll"].values()) > max(steps[0]["forget_nll"].values())
