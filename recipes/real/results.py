@@ -79,6 +79,12 @@ def perplexity(model, processor) -> float:
     return math.exp(total / count)
 
 
+def under(model, processor, folder: Path, row: dict) -> float:
+    """Perplexity of the model edited by the plan of one row of a comparison."""
+    with applied(model, Plan.load(folder / row["run"] / "plan.safetensors")) as edited:
+        return perplexity(edited, processor)
+
+
 def measure(out: Path, methods: list[str], known: dict) -> None:
     """Compare, then the perplexity under each plan."""
     config = task(out)
@@ -95,9 +101,7 @@ def measure(out: Path, methods: list[str], known: dict) -> None:
         rows = compare(config, suite, [name], out / "compare")["rows"]
         known.setdefault("rows", {}).update({r["name"]: r for r in rows})
         last = rows[-1]
-        plan = Plan.load(out / "compare" / last["run"] / "plan.safetensors")
-        with applied(model, plan) as edited:
-            known["perplexity"][last["name"]] = perplexity(edited, processor)
+        known["perplexity"][last["name"]] = under(model, processor, out / "compare", last)
         write_json(FOUND, known)
         print(f"{last['name']}: {pages.pair(values(last, 'forget'))}", flush=True)
 
@@ -105,12 +109,16 @@ def measure(out: Path, methods: list[str], known: dict) -> None:
 def other_groups(out: Path, groups: list[int], known: dict) -> None:
     """The default method on other people of the same model; there is no gold for them."""
     base = dataclasses.replace(task(out), gold=None)
+    model, processor = load(base.model)
     for group in groups:
         rows = suite(group)
         config = dataclasses.replace(base, forget=f"group {group}", retain=f"group {group}")
         folder = out / f"compare-{group}"
         compared = compare(config, Suite.of(**rows), ["auto"], folder)["rows"][-1]
         known.setdefault("groups", {})[str(group)] = compared
+        known.setdefault("perplexity", {})[f"group {group}"] = under(
+            model, processor, folder, compared
+        )
         write_json(FOUND, known)
         print(f"group {group}: {pages.pair(values(compared, 'forget'))}", flush=True)
 
@@ -169,12 +177,19 @@ def intervals(known: dict) -> str:
 def group_table(known: dict) -> str:
     """The default method on every group, group 0 first."""
     rows = {"0 (the table above)": known["rows"]["auto"], **known["groups"]}
+    ordinary = {name: known["perplexity"].get(f"group {name}") for name in known["groups"]}
+    ordinary["0 (the table above)"] = known["perplexity"]["auto"]
     lines = [
-        [name, *(pages.pair(values(row, s)) for s in SETS), pages.shown(row["seconds"], 0)]
+        [
+            name,
+            *(pages.pair(values(row, s)) for s in SETS),
+            pages.shown(ordinary[name], 2),
+            pages.shown(row["seconds"], 0),
+        ]
         for name, row in rows.items()
     ]
     head = "## The default method on other people of the same model"
-    return f"{head}\n\n{pages.table(['group', *SETS, 'seconds'], lines)}"
+    return f"{head}\n\n{pages.table(['group', *SETS, 'perplexity', 'seconds'], lines)}"
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from expunge.ends import end_directions
 from expunge.errors import InputError
 from expunge.evaluate import ask
 from expunge.fiction.shipped import checkpoint, suite
-from expunge.methods.base import Fit
-from expunge.methods.gated import leaps
-from expunge.methods.seek import GAIN, Bounds, Found, Place, edits_at, threshold
+from expunge.methods.base import PICTURE, Fit, Verdict
+from expunge.methods.erase import Erased
+from expunge.methods.gated import Chain, leaps
+from expunge.methods.seek import GAIN, Bounds, Found, Looked, Place, edits_at, threshold
 from expunge.models import Prompter, batches, load
 from expunge.pipeline import make_plan
 from expunge.plan import Plan, SiteEdit
@@ -242,6 +244,34 @@ def test_sites_are_tried_from_the_first_and_all_of_them():
     order = list(leaps(keys))
     assert order[0] == keys[0] and sorted(order) == sorted(keys)
     assert order[1] == keys[3] and list(leaps(keys[:4])) == keys[:4]
+
+
+def test_the_view_of_pictures_is_settled_once_a_difference_is_seen():
+    """Two detectors on the picture, one beside it; how much two forget changes in between."""
+    place, shadow = (Place(Fit(True, True), None, torch.arange(40), 1.0) for _ in range(2))
+    two = 0.0
+
+    def judge(edits, without):
+        new = len(edits["site"].rewire.index)
+        recalled, likelier = (1.0 - gain for gain in ((two, two / 2) if new == 2 else (0.0, 0.0)))
+        return Verdict({"multi": recalled}, {}, {}, {}, {}, {"multi": likelier}, {"multi": 0.1})
+
+    found = Found("multi", torch.ones(8), 0.4, torch.ones(5))
+    looked = Looked("multi", None, set(), 1)
+
+    def viewed(of, turn=0):
+        seeker = SimpleNamespace(
+            place=of, seek=lambda _, view: [found] * {"multi": 1, PICTURE: 2}[view]
+        )
+        return len(chain._viewed(seeker, looked, "site", turn))
+
+    chain = Chain(SimpleNamespace(judge=judge), None, Bounds(), Erased(), {"site": place})
+    chain.strengths = {"multi": 1.0}
+    assert [viewed(place), viewed(shadow)] == [1, 1] and not chain.settled
+    two = 0.5
+    assert [viewed(place), viewed(shadow)] == [2, 2] and chain.views == {"multi": PICTURE}
+    two = 0.0
+    assert [viewed(place), viewed(place, turn=1)] == [2, 1]  # settled; the other in a second turn
 
 
 def test_a_weaker_edit_starts_later():

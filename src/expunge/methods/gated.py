@@ -147,6 +147,7 @@ class Chain:
         shadow: The same, found without the subjects that are put aside.
         views: Condition -> the view whose positions are looked at: `multi` (beside the picture),
             `picture` or `text`.
+        settled: Conditions whose view stays what it is.
         strengths: At which the chain is carried out while it goes on.
         kept: What enters the sites on all that is kept; read once for all runs where it fits.
     """
@@ -158,6 +159,7 @@ class Chain:
     places: dict[str, Place] = field(default_factory=dict)
     shadow: dict[str, Place] = field(default_factory=dict)
     views: dict[str, str] = field(default_factory=dict)
+    settled: set[str] = field(default_factory=set)
     strengths: Strengths = field(default_factory=dict)
     kept: Kept | None = None
 
@@ -241,25 +243,30 @@ class Chain:
                 return
 
     def _viewed(self, seeker: Seeker, looked: Looked, key: str, turn: int) -> list[Found]:
-        """Detectors for a condition; the first site decides which view of it forgets more."""
-        choices = VIEWS[looked.condition]
-        if looked.condition not in self.views and len(choices) > 1:
+        """Detectors for a condition, at the positions of the view that forgets more of it.
+
+        Which one that is, is asked with one's own detectors alone, until a difference is seen.
+        """
+        condition, choices = looked.condition, VIEWS[looked.condition]
+        asks = seeker.place is self.places[key] and not turn and len(choices) > 1
+        if asks and condition not in self.settled:
             found = {view: seeker.seek(looked, view) for view in choices}
             forgets = {view: self._forgets(key, each, looked) for view, each in found.items()}
-            self.views[looked.condition] = max(choices, key=lambda v: forgets[v])
-            return found[self.views[looked.condition]]
-        view = self.views.setdefault(looked.condition, choices[0])
+            view = self.views[condition] = max(choices, key=lambda v: forgets[v])
+            if forgets[view] > 0:
+                self.settled.add(condition)
+            return found[view]
+        view = self.views.setdefault(condition, choices[0])
         view = view if not turn else next((v for v in choices if v != view), view)
         return seeker.seek(looked, view)
 
-    def _forgets(self, key: str, found: list[Found], looked: Looked) -> tuple[float, float]:
-        """How much of a condition is forgotten with these too: see `unknown`; and the loss."""
+    def _forgets(self, key: str, found: list[Found], looked: Looked) -> float:
+        """How much of a condition is forgotten with these too: see `unknown`."""
         judge = self.evidence.judge
         assert judge is not None
         place = self.places[key]
         tried = self.places | {key: replace(place, found=place.found + found)}
-        now = judge(edits_at(tried, self.strengths), [])
-        return unknown(now)[looked.condition], now.nll[looked.condition]
+        return unknown(judge(edits_at(tried, self.strengths), []))[looked.condition]
 
 
 def _together(erased: Mapping[str, SiteEdit], new: Mapping[str, SiteEdit]) -> dict[str, SiteEdit]:
