@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/expunge demo --out runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
