@@ -32,7 +32,7 @@ def final_norm(model: Any) -> nn.Module:
             return norm
     raise InputError(
         f"{type(decoder).__name__} has none of {', '.join(NORMS)}, so its layers cannot be read as"
-        " logits"
+        " logits; leave out the lens attack"
     )
 
 
@@ -47,7 +47,7 @@ def end_directions(model: Any) -> Tensor | None:
         float32 [hidden, ends] on the CPU; None where the model has no end tokens, no output
         embedding or no final normalisation of its states.
     """
-    head = model.get_output_embeddings()
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     weight = getattr(head, "weight", None)
     if isinstance(weight, Tensor) and weight.device.type == "meta":
         weight = kept_weight(head, "weight")
