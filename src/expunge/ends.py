@@ -47,7 +47,7 @@ def end_directions(model: Any) -> Tensor | None:
         float32 [hidden, ends] on the CPU; None where the model has no end tokens, no output
         embedding or no final normalisation of its states.
     """
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     weight = getattr(head, "weight", None)
     if isinstance(weight, Tensor) and weight.device.type == "meta":
         weight = kept_weight(head, "weight")
