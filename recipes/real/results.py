@@ -79,46 +79,42 @@ def perplexity(model, processor) -> float:
     return math.exp(total / count)
 
 
-def under(model, processor, folder: Path, row: dict) -> float:
+def under(loaded, folder: Path, row: dict) -> float:
     """Perplexity of the model edited by the plan of one row of a comparison."""
-    with applied(model, Plan.load(folder / row["run"] / "plan.safetensors")) as edited:
-        return perplexity(edited, processor)
+    with applied(loaded[0], Plan.load(folder / row["run"] / "plan.safetensors")) as edited:
+        return perplexity(edited, loaded[1])
 
 
-def measure(out: Path, methods: list[str], known: dict) -> None:
+def measure(out: Path, loaded, methods: list[str], known: dict) -> None:
     """Compare, then the perplexity under each plan."""
     config = task(out)
     suite = read_suite(config)
-    model, processor = load(config.model)
     known.setdefault("perplexity", {})
     if "base" not in known["perplexity"]:
         known["perplexity"]["base"] = perplexity(*build())
         write_json(FOUND, known)
     if "gold" not in known["perplexity"]:
-        known["perplexity"]["vanilla"] = perplexity(model, processor)
+        known["perplexity"]["vanilla"] = perplexity(*loaded)
         known["perplexity"]["gold"] = perplexity(*load(config.gold))
     for name in methods:
         rows = compare(config, suite, [name], out / "compare")["rows"]
         known.setdefault("rows", {}).update({r["name"]: r for r in rows})
         last = rows[-1]
-        known["perplexity"][last["name"]] = under(model, processor, out / "compare", last)
+        known["perplexity"][last["name"]] = under(loaded, out / "compare", last)
         write_json(FOUND, known)
         print(f"{last['name']}: {pages.pair(values(last, 'forget'))}", flush=True)
 
 
-def other_groups(out: Path, groups: list[int], known: dict) -> None:
+def other_groups(out: Path, loaded, groups: list[int], known: dict) -> None:
     """The default method on other people of the same model; there is no gold for them."""
     base = dataclasses.replace(task(out), gold=None)
-    model, processor = load(base.model)
     for group in groups:
         rows = suite(group)
         config = dataclasses.replace(base, forget=f"group {group}", retain=f"group {group}")
         folder = out / f"compare-{group}"
         compared = compare(config, Suite.of(**rows), ["auto"], folder)["rows"][-1]
         known.setdefault("groups", {})[str(group)] = compared
-        known.setdefault("perplexity", {})[f"group {group}"] = under(
-            model, processor, folder, compared
-        )
+        known["perplexity"][f"group {group}"] = under(loaded, folder, compared)
         write_json(FOUND, known)
         print(f"group {group}: {pages.pair(values(compared, 'forget'))}", flush=True)
 
@@ -203,8 +199,9 @@ def main() -> None:
     given = parser.parse_args()
     known = json.loads(FOUND.read_text(encoding="utf-8")) if FOUND.is_file() else {}
     if not given.write:
-        measure(given.out, [m for m in given.methods.split(",") if m], known)
-        other_groups(given.out, [int(g) for g in given.groups.split(",") if g], known)
+        loaded = load(task(given.out).model)
+        measure(given.out, loaded, [m for m in given.methods.split(",") if m], known)
+        other_groups(given.out, loaded, [int(g) for g in given.groups.split(",") if g], known)
         attacked(given.out, [a for a in given.attacks.split(",") if a], known)
     pages.write_part(PAGE, "results", table(known))
     if "groups" in known:

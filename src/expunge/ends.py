@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import InputError
 from expunge.offload import kept_weight
 
 NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
@@ -19,21 +18,11 @@ def end_tokens(model: Any) -> set[int]:
     return set(end) if isinstance(end, list) else set() if end is None else {end}
 
 
-def final_norm(model: Any) -> nn.Module:
-    """The normalisation between the last layer and the output embedding.
-
-    Raises:
-        InputError: There is none of a known name.
-    """
-    decoder = model.get_decoder()
-    for name in NORMS:
-        norm = getattr(decoder, name, None)
-        if isinstance(norm, nn.Module):
-            return norm
-    raise InputError(
-        f"{type(decoder).__name__} has none of {', '.join(NORMS)}, so its layers cannot be read as"
-        " logits; leave out the lens attack"
-    )
+def final_norm(model: Any) -> nn.Module | None:
+    """The normalisation between the last layer and the output embedding, None if none is known."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    norms = (getattr(decoder, name, None) for name in NORMS)
+    return next((norm for norm in norms if isinstance(norm, nn.Module)), None)
 
 
 @torch.inference_mode()
@@ -54,15 +43,12 @@ def end_directions(model: Any) -> Tensor | None:
     if weight is None or not weight.is_floating_point():
         return None
     ends = [i for i in sorted(end_tokens(model)) if i < len(weight)]
-    if not ends:
-        return None
-    try:
-        norm = final_norm(model)
-    except (InputError, AttributeError):
+    norm = final_norm(model)
+    if not ends or norm is None:
         return None
     found = (weight[ends].float() - weight.float().mean(0)).cpu() * _scale(norm, weight)
     basis, size, _ = torch.linalg.svd(found.T, full_matrices=False)
-    return basis[:, size > 1e-6 * size.max().clamp_min(1e-30)]
+    return basis[:, size > 1e-6 * size.max()]
 
 
 def _scale(norm: nn.Module, like: Tensor) -> Tensor:

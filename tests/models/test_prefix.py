@@ -26,8 +26,8 @@ from expunge.probe_set import ProbeSet
 from expunge.sites import find_sites
 
 EXACT = ("llava", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "smolvlm", "internvl", "gemma3")
-# reads prompts in both directions; attends to the picture anew; hands out no cache
 PLAIN_IN_5_0 = ("qwen2.5-vl", "qwen3-vl")  # what a picture stands for cannot be continued there
+# reads prompts in both directions; attends to the picture anew; hands out no cache
 PLAIN = ("paligemma", "mllama", "blip2-opt")
 COUNTINGS = [
     Counting(),

@@ -11,7 +11,8 @@ from torch import Tensor
 from expunge.attacks.base import ASKED_WITH, MODELS, Attack, Candidate, Context, Result
 from expunge.attacks.states import prompt_states
 from expunge.data import CONDITIONS, Example
-from expunge.ends import final_norm
+from expunge.ends import NORMS, final_norm
+from expunge.errors import InputError
 
 NEAR = 10
 
@@ -29,6 +30,11 @@ def ranks(
     states, first = prompt_states(candidate, examples, condition, batch_size)
     head = model.get_output_embeddings()
     norm = final_norm(model)
+    if norm is None:
+        raise InputError(
+            f"{type(model.get_decoder()).__name__} has none of {', '.join(NORMS)}, so its layers"
+            " cannot be read as logits; leave out the lens attack"
+        )
     device, dtype = head.weight.device, head.weight.dtype
     found = []
     for layer in range(states.shape[1]):
