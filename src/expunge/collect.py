@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,7 +107,8 @@ class Positions:
     Attributes:
         language: Positions of the text, bool [batch, length].
         decoder: Positions of a decoder beside an encoder of the text, bool [batch, length].
-        media: Masks of other inputs, bool [batch, anything], for towers whose tokens they fit.
+        media: Masks of other inputs, bool [batch, anything] or of pixels [batch, height, width],
+            for towers whose tokens they fit.
         exact: Whether some position must be left out, so that activations without a place in the
             text cannot simply be counted.
     """
@@ -125,7 +127,8 @@ class Positions:
         media = tuple(
             value.bool()
             for name, value in batch.inputs.items()
-            if name.endswith(("attention_mask", "features_mask"))
+            if name == "pixel_mask"
+            or name.endswith(("attention_mask", "features_mask"))
             and name not in ("attention_mask", "decoder_attention_mask")
             and value.ndim == 2
         )
@@ -135,13 +138,22 @@ class Positions:
     def mask(self, site: Site, z: Tensor) -> Tensor | None:
         """What counts of z [..., width]; None is everything."""
         if site.tower != "language":
-            fits = [m for m in self.media if m.shape == z.shape[:-1]]
+            media = [_patches(z, m) for m in self.media] if site.tower == "vision" else self.media
+            fits = [m for m in media if m.shape == z.shape[:-1]]
             if site.tower == "audio" and not fits:  # convolutions have made several frames one
                 fits = [m[:, :: m.shape[1] // z.shape[1]] for m in self.media if _coarser(z, m)]
             return fits[0] if fits and "_query" not in site.path else None
         if self.decoder is not None and ".decoder." in f".{site.path}":
             return self.decoder
         return self.language
+
+
+def _patches(z: Tensor, mask: Tensor) -> Tensor:
+    """A mask of pixels as one of the square patches of z [batch, patches, width]; others as is."""
+    side = math.isqrt(z.shape[-2])
+    if mask.ndim != 3 or side**2 != z.shape[-2]:
+        return mask
+    return nn.functional.adaptive_max_pool2d(mask.float(), side).flatten(1) > 0
 
 
 def _coarser(z: Tensor, mask: Tensor) -> bool:
@@ -158,7 +170,7 @@ def position_mask(model: Any, batch: Batch, positions: str, towers: Iterable[str
         return predicts
     whole = batch.decoder_mask if "decoder_input_ids" in batch.inputs else batch.mask
     if positions in ("no_image", "image"):
-        held = placeholder_mask(model, batch.tokens, towers)
+        held = placeholder_mask(model, batch, towers)
         return whole & (held if positions == "image" else ~held)
     return whole
 

@@ -283,7 +283,7 @@ def batches(
             batch = encode_apart(prompter, mine, images, decoder_start(model))
         else:
             batch = encode_together(prompter, mine, images)
-        if len(rows) > 1 and padded_media(batch.inputs):
+        if len(rows) > 1 and (padded_media(batch.inputs) or miscounted(batch)):
             for row in rows:
                 yield from encoded([row])
         else:
@@ -329,7 +329,8 @@ def encode_together(prompter: Prompter, asked: Sequence[Asked], images: Sequence
     if images and asked[0].answer is not None and prompter.takes_answers_apart:
         answers = [str(a.answer).strip() for a in asked]
         texts = [a.text[:start] for a, start in zip(asked, starts, strict=True)]
-    inputs = prompter.encode(texts, images, side=side, answers=answers)
+    prompts = [a.prompt for a in asked]
+    inputs = prompter.encode(texts, images, side=side, answers=answers, prompts=prompts)
     mask = inputs["attention_mask"].bool()
     answer, closing = torch.zeros_like(mask), torch.full((len(asked),), -1)
     for place, (each, start) in enumerate(zip(asked, starts, strict=True)):
@@ -393,9 +394,22 @@ def decoder_start(model: Any) -> int:
 
 
 def padded_media(inputs: Mapping[str, Tensor]) -> bool:
-    """Whether pictures of several sizes were padded, so that a tower would count the padding."""
+    """Whether pictures or sounds of several sizes were padded, which a tower would count or hear.
+
+    Sounds that are always padded to one length, of which none then fills it, are left together.
+    """
     mask = inputs.get("pixel_attention_mask")
-    return mask is not None and not bool(mask.all())
+    if mask is not None and not bool(mask.all()):
+        return True
+    heard = (inputs.get(name) for name in ("audio_attention_mask", "input_features_mask"))
+    return any(
+        m is not None and bool(m.flatten(1).all(1).any()) and not bool(m.all()) for m in heard
+    )
+
+
+def miscounted(batch: Batch) -> bool:
+    """Whether the model would number what it says by padding too, as Kosmos-2 does on the left."""
+    return "image_embeds_position_mask" in batch.inputs and not bool(batch.mask[:, 0].all())
 
 
 def input_device(model: Any) -> torch.device:
@@ -416,16 +430,18 @@ def as_floats(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def placeholder_mask(model: Any, ids: Tensor, towers: Iterable[str] = ()) -> Tensor:
-    """Positions of `ids` [batch, length] that stand for an image, a sound or a declared tower.
+def placeholder_mask(model: Any, batch: Batch, towers: Iterable[str] = ()) -> Tensor:
+    """Positions of `batch.tokens` that stand for an image, a sound or a declared tower, bool.
 
-    The configuration names them: ``image_token_id``, ``audio_token_index``, ``eeg_token_id``.
+    The configuration names them: ``image_token_id``, ``audio_token_index``, ``eeg_token_id``. Of
+    Kosmos-2, whose pictures stand at the ids of letters, an input marks them.
     """
     names = {f"{m}_token_{end}" for m in {*MEDIA, *towers} for end in ("id", "index")}
-    mask = torch.zeros_like(ids, dtype=torch.bool)
+    mask = torch.zeros_like(batch.tokens, dtype=torch.bool)
     for token in _named(model.config.to_dict(), names):
-        mask |= ids == token
-    return mask
+        mask |= batch.tokens == token
+    marked = batch.inputs.get("image_embeds_position_mask")
+    return mask if marked is None else mask | marked.bool()
 
 
 def _named(config: Mapping[str, Any], names: Collection[str]) -> set[int]:

@@ -212,7 +212,11 @@ def _planned(
     apart: bool,
 ) -> tuple[list[list[_Group]], list[int]]:
     """What to run together: chunks of groups of one size, and the rows that share too little."""
-    if encodes_apart(model) or prompter.takes_answers_apart:
+    if (
+        encodes_apart(model)
+        or prompter.takes_answers_apart
+        or prompter.question_tokenizer is not None
+    ):
         return [], list(range(len(asked)))
     together: dict[Any, list[int]] = {}
     for row, each in enumerate(asked):
@@ -284,7 +288,7 @@ def _encoded(
     rows = [row for group in chunk for row in group.rows]
     prompt_only = asked[rows[0]].answer is None
     tail = _tail(prompter, rows, [row for own in read for row in own], cut, prompt_only)
-    if lengths[0] < 1 or bool(placeholder_mask(model, tail.tokens).any()):
+    if lengths[0] < 1 or bool(placeholder_mask(model, tail).any()):
         yield rows
         return
     inputs = {k: v[:, : lengths[0]] if _runs_along(v, inputs) else v for k, v in inputs.items()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -162,12 +163,19 @@ class Prompter:
         others = [name for name in own if name not in ("self", "text")]
         if others and "images" not in others:
             return others[0]
-        blind = self._hears and not hasattr(self.processor, "image_processor")
+        blind = self._ear is not None and not hasattr(self.processor, "image_processor")
         return "audio" if blind else "images"
 
     @property
-    def _hears(self) -> bool:
-        return hasattr(self.processor, "feature_extractor")
+    def _ear(self) -> Any:
+        """What makes features of sounds, under either of its names; None where nothing hears."""
+        named = (getattr(self.processor, f, None) for f in ("feature_extractor", "audio_processor"))
+        return next((each for each in named if each is not None), None)
+
+    @property
+    def question_tokenizer(self) -> Any:
+        """The tokenizer of a connector that reads the question too, as InstructBLIP's, or None."""
+        return getattr(self.processor, "qformer_tokenizer", None)
 
     def encode(
         self,
@@ -176,6 +184,7 @@ class Prompter:
         *,
         side: str,
         answers: Sequence[str] | None = None,
+        prompts: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
         """Tokenise and pad on `side`.
 
@@ -185,6 +194,7 @@ class Prompter:
                 empty.
             side: `left` or `right`.
             answers: For a processor that takes them apart.
+            prompts: The texts without answers, where they hold some.
 
         Returns:
             Keyword arguments of the model's `forward`, on the CPU.
@@ -200,8 +210,18 @@ class Prompter:
             return dict(self.tokenizer(list(texts), **options))
         if answers is not None:
             options["suffix"] = list(answers)
-        inputs = dict(self.processor(text=list(texts), **self._beside(images), **options))
+        with _padding(self.tokenizer, side):
+            inputs = dict(self.processor(text=list(texts), **self._beside(images), **options))
         inputs.pop("labels", None)
+        if self.question_tokenizer is not None:
+            asked = self.question_tokenizer(
+                list(texts if prompts is None else prompts),
+                padding=True,
+                padding_side="right",
+                return_tensors="pt",
+            )
+            for name in ("input_ids", "attention_mask"):
+                inputs[f"qformer_{name}"] = asked[name]
         return inputs
 
     def _beside(self, images: Sequence[Any]) -> dict[str, Any]:
@@ -210,19 +230,32 @@ class Prompter:
         medium, name = self.medium, type(self.processor).__name__
         if not sounds and medium != "audio":
             return {medium: [[image] for image in images]}
-        if not (self._hears or medium == "audio") or len(sounds) not in (0, len(images)):
+        deaf = self._ear is None and medium != "audio"
+        if deaf or len(sounds) not in (0, len(images)):
             raise InputError(
                 f"rows have sounds beside the text, but {name} takes {medium} there, or not"
                 " both in one batch; give a model that hears, and sounds alone"
             )
-        rate = getattr(getattr(self.processor, "feature_extractor", None), "sampling_rate", None)
+        rate = getattr(self._ear, "sampling_rate", None)
         wrong = next((each.rate for each in sounds if rate and each.rate != rate), None)
         if wrong is not None:
             raise InputError(
                 f"a sound has {wrong} samples a second, {name} expects {rate}; resample it"
             )
         given = [each.samples if isinstance(each, Sound) else each for each in images]
-        return {"audio": given, **({"sampling_rate": rate} if rate else {})}
+        told = rate and "sampling_rate" in inspect.signature(type(self._ear).__call__).parameters
+        return {"audio": given, **({"sampling_rate": rate} if told else {})}
+
+
+@contextlib.contextmanager
+def _padding(tokenizer: Any, side: str) -> Iterator[None]:
+    """Within the block the tokenizer pads on `side`, also for processors that ask only it."""
+    before = tokenizer.padding_side
+    tokenizer.padding_side = side
+    try:
+        yield
+    finally:
+        tokenizer.padding_side = before
 
 
 def _check_template(template: str) -> None:

@@ -163,7 +163,7 @@ def _keep(
 ) -> None:
     """Add the counted positions of the batch that has just run."""
     mask = batch.mask
-    held = placeholder_mask(model, batch.tokens, {s.tower for s, _ in places} | {"vision"})
+    held = placeholder_mask(model, batch, {s.tower for s, _ in places} | {"vision"})
     place = torch.nonzero(mask)
     rows = torch.tensor(batch.rows, device=mask.device)
     for site, _ in places:

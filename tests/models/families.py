@@ -546,6 +546,20 @@ FAMILIES: dict[str, Family] = {
         decoder=True,
         text=False,
     ),
+    "instructblip-llama": Family(
+        "instructblip",
+        {
+            "vision_config": VIT,
+            "qformer_config": QFORMER,
+            "text_config": LLAMA,
+            "num_query_tokens": 3,
+            "image_token_index": IMAGE,
+        },
+        layers("vision", 2, 48) | layers("connector", 4, 44) | TWO,
+        pictures(3, qformer_input_ids=[[5, 6, 7], [8, 9, 10]]),
+        dead=frozenset({"connector.2"}),
+        text=False,
+    ),
     "glm4v": Family(
         "glm4v",
         {

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import importlib
 import string
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import transformers as tf
-from families import AUDIO, END, IMAGE, START, VIDEO
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from families import AUDIO, END, FAMILIES, IMAGE, START, VIDEO, Family
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers.processing_utils import ProcessorMixin
 
 CHARACTERS = [*("▁" + string.ascii_letters + ".?,':!"), "\n"]
@@ -42,6 +42,19 @@ IDEFICS = {
     81: "<end_of_utterance>",
     82: "<global-img>",
 }
+KOSMOS = [
+    "<image>",
+    "</image>",
+    "</doc>",
+    "</chunk>",
+    "</line>",
+    "<phrase>",
+    "</phrase>",
+    "<object>",
+    "</object>",
+    "</delimiter_of_multi_objects/>",
+    "<grounding>",
+]
 PIXTRAL = {IMAGE: "[IMG]", 80: "[IMG_BREAK]", 81: "[IMG_END]"}
 
 
@@ -50,11 +63,13 @@ def pil(name: str) -> Any:
     return getattr(tf, f"{name}ImageProcessorPil", None) or getattr(tf, f"{name}ImageProcessor")
 
 
-def tokenizer(special: dict[int, str], **options: Any) -> tf.PreTrainedTokenizerFast:
+def tokenizer(
+    special: Mapping[int, str | AddedToken], **options: Any
+) -> tf.PreTrainedTokenizerFast:
     """Pieces of one to three letters at 5 to 79, special tokens at the ids given."""
     named = {0: "<pad>", 1: "<s>", 2: "<end>", **ROLES, **special}
     pieces = CHARACTERS + [left + right for left, right in MERGES]
-    vocabulary = {token: place for place, token in named.items()}
+    vocabulary = {str(token): place for place, token in named.items()}
     vocabulary |= {piece: 5 + place for place, piece in enumerate(pieces)}
     taken = set(vocabulary.values())
     vocabulary |= {f"<unused{place}>": place for place in range(99) if place not in taken}
@@ -84,15 +99,23 @@ class Recipe:
         pictures: Makes the image processor.
         names: Special tokens that the tokenizer has under a name.
         sounds: Makes the feature extractor of a model that hears instead.
+        ear: Under which name the processor takes it.
+        ahead: Whether the processor itself puts the placeholders in front of a prompt.
+        model: What else the tiny model's configuration says, where it is too small otherwise.
+        asleep: Sites that run for other inputs than the processor makes here.
     """
 
     kind: str
-    special: dict[int, str]
+    special: Mapping[int, str | AddedToken]
     image: str | None
     options: dict[str, Any]
     pictures: Callable[[], Any] | None = None
     names: dict[str, str] | None = None
     sounds: Callable[[], Any] | None = None
+    ear: str = "feature_extractor"
+    ahead: bool = False
+    model: dict[str, Any] = field(default_factory=dict)
+    asleep: frozenset[str] = frozenset()
 
     def build(self) -> Any:
         """The processor."""
@@ -109,10 +132,15 @@ class Recipe:
         if self.pictures:
             given["image_processor"] = self.pictures()
         if self.sounds:
-            given["feature_extractor"] = self.sounds()
+            given[self.ear] = self.sounds()
         unchecked = mock.patch.object(ProcessorMixin, "check_argument_for_proper_class")
         with unchecked:
-            return kind(**given, chat_template=chat)
+            return kind(**given, **({} if chat is None else {"chat_template": chat}))
+
+    def family(self, name: str) -> Family:
+        """The family of this name, large enough for what the processor makes."""
+        found = FAMILIES[name]
+        return replace(found, config={**found.config, **self.model})
 
 
 def qwen(kind: str) -> Recipe:
@@ -135,19 +163,39 @@ def pixtral(edge: int = 8, **options: Any) -> Recipe:
     )
 
 
+def blip(kind: str, **options: Any) -> Recipe:
+    return Recipe(
+        kind,
+        {IMAGE: "<image>"},
+        None,
+        {"num_query_tokens": 3, **options},
+        lambda: pil("Blip")(size=SQUARE),
+        ahead=True,
+    )
+
+
+def llava() -> Recipe:
+    return Recipe(
+        "LlavaProcessor",
+        {IMAGE: "<image>"},
+        "<image>",
+        LLAVA,
+        lambda: pil("CLIP")(size={"shortest_edge": 8}, crop_size=SQUARE),
+    )
+
+
+def words() -> Recipe:
+    return Recipe("tokenizer", {}, "", {})
+
+
 LLAVA = {
     "patch_size": 4,
     "vision_feature_select_strategy": "default",
     "num_additional_image_tokens": 1,
 }
 RECIPES: dict[str, Recipe] = {
-    "llava": Recipe(
-        "LlavaProcessor",
-        {IMAGE: "<image>"},
-        "<image>",
-        LLAVA,
-        lambda: pil("CLIP")(size={"shortest_edge": 8}, crop_size=SQUARE),
-    ),
+    "llava": llava(),
+    "vipllava": llava(),
     "llava-next": Recipe(
         "LlavaNextProcessor",
         {IMAGE: "<image>"},
@@ -171,6 +219,7 @@ RECIPES: dict[str, Recipe] = {
     "qwen2-vl": qwen("Qwen2VLProcessor"),
     "qwen2.5-vl": qwen("Qwen2_5_VLProcessor"),
     "qwen3-vl": qwen("Qwen3VLProcessor"),
+    "qwen3-vl-moe": qwen("Qwen3VLProcessor"),
     "idefics2": Recipe(
         "Idefics2Processor",
         IDEFICS,
@@ -239,13 +288,10 @@ RECIPES: dict[str, Recipe] = {
         {},
         lambda: pil("Mllama")(size=SQUARE, max_image_tiles=1),
     ),
-    "blip2-opt": Recipe(
-        "Blip2Processor",
-        {IMAGE: "<image>"},
-        None,
-        {"num_query_tokens": 3},
-        lambda: pil("Blip")(size=SQUARE),
-    ),
+    "blip2-opt": blip("Blip2Processor"),
+    "blip2-t5": blip("Blip2Processor"),
+    "instructblip": blip("InstructBlipProcessor", qformer_tokenizer=tokenizer({})),
+    "instructblip-llama": blip("InstructBlipProcessor", qformer_tokenizer=tokenizer({})),
     "glm4v": Recipe(
         "Glm4vProcessor",
         {IMAGE: "<|image|>", VIDEO: "<|video|>", START: "<|begin|>", END: "<|end|>"},
@@ -264,7 +310,90 @@ RECIPES: dict[str, Recipe] = {
             feature_size=8, sampling_rate=16000, hop_length=1000, chunk_length=1, n_fft=400
         ),
     ),
-    "llama": Recipe("tokenizer", {}, "", {}),
-    "mixtral": Recipe("tokenizer", {}, "", {}),
-    "t5": Recipe("tokenizer", {}, "", {}),
+    "aria": Recipe(
+        "AriaProcessor",
+        {IMAGE: "<|img|>"},
+        "<|img|>",
+        {"size_conversion": {980: 4}},
+        lambda: pil("Aria")(),
+        {"image_token": "<|img|>"},
+        model={
+            "vision_config": {
+                **FAMILIES["llava"].config["vision_config"],
+                "model_type": "idefics3_vision",
+                "image_size": 980,
+                "patch_size": 140,
+            },
+            "projector_patch_to_query_dict": {49: 4},
+        },
+    ),
+    "ovis2": Recipe(
+        "Ovis2Processor",
+        {
+            IMAGE: "<IMG_ATOM>",
+            START: "<IMG_START>",
+            END: "<IMG_END>",
+            80: "<IMG_GRID>",
+            81: "<image>",
+        },
+        "<image>",
+        {"image_seq_length": 4},
+        lambda: pil("Ovis2")(size=SQUARE),
+    ),
+    "kosmos-2": Recipe(
+        "Kosmos2Processor",
+        {
+            80 + place: AddedToken(token, lstrip=True, normalized=False)
+            for place, token in enumerate(KOSMOS)
+        },
+        None,
+        {"num_patch_index_tokens": 0},
+        lambda: pil("CLIP")(size={"shortest_edge": 8}, crop_size=SQUARE),
+        {"unk_token": "<assistant>"},  # pictures stand at the ids behind it, those of letters
+        ahead=True,
+        model={
+            "latent_query_num": 64,
+            "text_config": {
+                **FAMILIES["kosmos-2"].config["text_config"],
+                "max_position_embeddings": 256,
+            },
+        },
+    ),
+    "florence-2": Recipe(
+        "Florence2Processor",
+        {IMAGE: "<image>"},
+        None,
+        {},
+        lambda: pil("CLIP")(size=SQUARE, do_center_crop=False, image_seq_length=5),
+        {"image_token": "<image>"},
+        ahead=True,
+    ),
+    "phi4-multimodal": Recipe(
+        "Phi4MultimodalProcessor",
+        {IMAGE: "<|image|>", AUDIO: "<|audio|>"},
+        "<|audio|>",
+        {"image_processor": None},  # it needs torchvision
+        names={"image_token": "<|image|>", "audio_token": "<|audio|>"},
+        sounds=lambda: tf.Phi4MultimodalFeatureExtractor(feature_size=16),
+        ear="audio_processor",
+        asleep=frozenset({"vision.0", "vision.1", "connector.0", "connector.2"}),
+    ),
+    "llama": words(),
+    "qwen3": words(),
+    "mistral": words(),
+    "gpt2": words(),
+    "opt": words(),
+    "t5": words(),
+    "mixtral": words(),
+    "qwen3-moe": words(),
+    "qwen2-moe": words(),
+    "gpt-oss": words(),
+    "llama4": words(),
 }
+NOT_BUILT = {
+    "lfm2-vl": "its image processor needs torchvision",
+    "voxtral": "its processor takes sounds through the tokenizer of mistral-common alone",
+    "granite-speech": "its feature extractor needs torchaudio",
+}
+if "aria" not in FAMILIES:
+    del RECIPES["aria"]

@@ -22,6 +22,7 @@ FAMILIES: dict[str, str] = {
     "blip2-opt": "vision, connector, language; the Q-Former is the connector",
     "blip2-t5": "vision, connector, language; the Q-Former is the connector",
     "instructblip": "vision, connector, language; the Q-Former has MLPs for queries and for text",
+    "instructblip-llama": "vision, connector, language; the Q-Former as in instructblip",
     "glm4v": "vision, connector, language",
     "aria": "vision, connector, language (routed experts and a shared expert)",
     "lfm2-vl": "vision, connector, language",
