@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from expunge import methods
+from expunge.augment import asked_like
 from expunge.bench import Bench
 from expunge.collect import Counting, Statistics, collect_statistics
 from expunge.config import RunConfig, bytes_of
@@ -16,7 +17,7 @@ from expunge.data import CONDITIONS, Example
 from expunge.errors import InputError
 from expunge.judge import Judge
 from expunge.methods import Evidence, Method
-from expunge.methods.base import ASIDE, NOISE_SET, PICTURE, PLAIN_SET, SAID_SET
+from expunge.methods.base import ASIDE, ASKED_SET, NOISE_SET, PICTURE, PLAIN_SET, SAID_SET
 from expunge.models import Prompter, input_device
 from expunge.noise import altered_like, halved, noise_like, plain_of, related_like, told_by
 from expunge.parallel import least, part
@@ -55,7 +56,8 @@ def gather(
     elif method.folds:
         parts = folded(sets["retain"], method.folds, config.seed)
         sets = {"forget": sets["forget"], **{n: rows for n, rows in parts.items() if rows}}
-    asked = {name: rows for name, rows in sets.items() if name not in (PLAIN_SET, SAID_SET)}
+    unasked = (ASKED_SET, PLAIN_SET, SAID_SET)
+    asked = {name: rows for name, rows in sets.items() if name not in unasked}
     if method.noise:
         kept = [e for name, rows in sets.items() if name != "forget" for e in rows]
         asked[NOISE_SET] = noise_like(prompter, kept, config.seed)
@@ -100,8 +102,12 @@ def _parted(bench: Bench, method: Method) -> dict[str, Sequence[Example]]:
     with bench.progress.task("sample text", 1):
         told = told_by(bench.model, prompter, kept, seed)
     noise += told[SAID:]
+    forget, retain = bench.sets["forget"], bench.sets["retain"]
+    with bench.progress.task("ask more about the forget subjects", 1):
+        asked = asked_like(bench.model, prompter, forget, retain, seed, bench.config.batch_size)
     return {
-        "forget": bench.sets["forget"],
+        "forget": [*forget, *asked],
+        ASKED_SET: asked,
         "retain": kept,
         ASIDE: aside,
         NOISE_SET: noise,
@@ -229,6 +235,7 @@ def evidence_of(bench: Bench, neurons: Mapping[Any, Any], moments: Mapping[Any, 
             bench.sets["forget"],
             folds,
             bench.sets.get(SAID_SET, ()),
+            len(bench.sets.get(ASKED_SET, ())),
             seed=bench.config.seed,
             batch_size=2 * bench.config.batch_size,
         )

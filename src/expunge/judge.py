@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from expunge.plan import SiteEdit
 from expunge.probe_set import Forcing, ProbeSet
 from expunge.sites import Site
 
-FORGET = 72
+FORGET = 144
 HELD_OUT = 180
 ALTERNATIVES = 1
 FORGOTTEN = ("recalled", "nll", "other_recalled", "other_nll", "likelier")
@@ -34,6 +35,7 @@ class Judge:
         forget: Questions to be forgotten.
         folds: Retain questions in folds that share no subject.
         said: Texts that the model said itself.
+        spare: How many of the last forget questions are asked only where others are too few.
         seed: Of the draw of questions and of other answers.
         batch_size: Questions per forward pass.
     """
@@ -46,15 +48,17 @@ class Judge:
         forget: Sequence[Example],
         folds: Sequence[Sequence[Example]],
         said: Sequence[Example] = (),
+        spare: int = 0,
         *,
         seed: int = 0,
         batch_size: int = 64,
     ) -> None:
         self.model, self.sites = model, sites
         rng = np.random.default_rng([seed, 5])
-        self.asked = asked = drawn(forget, FORGET, rng)
+        self.asked = asked = drawn(forget, FORGET, rng, spare)
         others = [e for fold in folds for e in fold]
         strange = {i: s for i, e in enumerate(asked) if (s := with_other_answers(e, others, rng))}
+        self.guesses = {c: [guess_rate(e, others) for e in asked if e.has(c)] for c in CONDITIONS}
         sets = {"forget": asked, "other": [s for each in strange.values() for s in each]}
         self.paired = {
             c: _pairs([e.has(c) for e in asked], [(i, len(s)) for i, s in strange.items()])
@@ -127,7 +131,7 @@ class Judge:
     def _forgotten(self, found: Mapping[tuple[str, str], Forcing], subject: str | None) -> Verdict:
         """What is left of the forget questions, of one subject or of all."""
         columns: dict[str, dict[str, float]] = {name: {} for name in FORGOTTEN}
-        asked = {}
+        asked, guessed = {}, {}
         for condition, pairs in self.paired.items():
             own, strange = (found.get((n, condition)) for n in ("forget", "other"))
             if own is None:
@@ -138,6 +142,7 @@ class Judge:
             if not mine:
                 continue
             asked[condition] = len(mine)
+            guessed[condition] = sum(self.guesses[condition][i] for i in mine) / len(mine)
             columns["recalled"][condition] = _mean([own.recalled[mine]])
             columns["nll"][condition] = _mean([own.nll[mine]])
             if strange is None or not theirs:
@@ -156,6 +161,7 @@ class Judge:
             columns["likelier"],
             columns["other_recalled"],
             asked=asked,
+            guessed=guessed,
         )
 
     def _run(
@@ -189,11 +195,14 @@ def _pairs(usable: Sequence[bool], strange: Sequence[tuple[int, int]]) -> list[t
     return pairs
 
 
-def drawn(examples: Sequence[Example], number: int, rng: np.random.Generator) -> list[Example]:
-    """At most `number` examples, drawn evenly over subjects."""
+def drawn(
+    examples: Sequence[Example], number: int, rng: np.random.Generator, spare: int = 0
+) -> list[Example]:
+    """At most `number` examples, drawn evenly over subjects; the last `spare` after the others."""
     if len(examples) <= number:
         return list(examples)
-    order = rng.permutation(len(examples))
+    first = len(examples) - spare
+    order = [*rng.permutation(first), *(first + rng.permutation(spare))]
     seen: dict[str, int] = {}
     turn = []
     for i in order:
@@ -203,14 +212,29 @@ def drawn(examples: Sequence[Example], number: int, rng: np.random.Generator) ->
     return [examples[i] for _, i in sorted(turn)[:number]]
 
 
+def guess_rate(example: Example, others: Sequence[Example]) -> float:
+    """How often somebody who never knew would be right: who draws from what others answer.
+
+    Of choices one of them; else how often two others who are asked the same give one answer.
+    """
+    if example.choices:
+        return 1 / len(example.choices)
+    alike = _alike(example, others)
+    number = Counter(o.answer for o in alike).values()
+    return sum(n * (n - 1) for n in number) / max(1, len(alike) * (len(alike) - 1))
+
+
+def _alike(example: Example, others: Sequence[Example]) -> list[Example]:
+    return [o for o in others if o.task == example.task and o.attribute == example.attribute]
+
+
 def with_other_answers(
     example: Example, others: Sequence[Example], rng: np.random.Generator
 ) -> list[Example]:
     """The same question with answers that are right for somebody else."""
     wrong = [c for c in example.choices or () if c != example.answer]
     if not wrong:
-        alike = [o for o in others if o.task == example.task and o.attribute == example.attribute]
-        wrong = sorted({o.answer for o in alike} - {example.answer})
+        wrong = sorted({o.answer for o in _alike(example, others)} - {example.answer})
     if not wrong:
         wrong = sorted({o.answer for o in others} - {example.answer})
     picked = rng.permutation(len(wrong))[:ALTERNATIVES]

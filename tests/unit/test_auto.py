@@ -12,7 +12,7 @@ from expunge.edit import edited
 from expunge.evaluate import teacher_forced
 from expunge.evidence import folded
 from expunge.fiction.shipped import checkpoint, suite
-from expunge.judge import Judge, drawn, with_other_answers
+from expunge.judge import Judge, drawn, guess_rate, with_other_answers
 from expunge.methods import search
 from expunge.methods.base import Verdict
 from expunge.methods.filter_search import PACE, scales_of
@@ -127,6 +127,29 @@ def test_nothing_is_known_where_a_standard_error_hides_the_rest():
     assert search.unknown(found)["text"] == pytest.approx(0.7 / (0.9 - 0.02 - 0.6 * error))
 
 
+def test_to_be_right_as_often_as_a_guesser_is_enough_where_that_is_asked():
+    """Strangers' answers never, the reference in 0.2; a guesser would be right in 0.2 or 0.15."""
+    found = Verdict({"text": 0.2}, {}, {}, {}, {}, {"text": 0.4}, {"text": 0.0})
+    found = replace(found, guessed={"text": 0.2})
+    assert search.unknown(found)["text"] == pytest.approx(0.8 / 0.98)
+    assert search.unknown(found, guessing=True)["text"] == 1.0
+    less = replace(found, guessed={"text": 0.15})
+    assert search.unknown(less, guessing=True)["text"] == pytest.approx(0.8 / 0.85)
+    known = replace(found, likelier={"text": 1.0})
+    assert search.unknown(known, guessing=True)["text"] == 0.0
+
+
+def test_a_guesser_draws_from_what_others_answer():
+    rows = suite(5).sets["retain"]
+    for example in rows[:40]:
+        alike = [o for o in rows if (o.task, o.attribute) == (example.task, example.attribute)]
+        pairs = [(a.answer, b.answer) for a in alike for b in alike if a is not b]
+        same = sum(a == b for a, b in pairs) / len(pairs)
+        expected = 1 / len(example.choices) if example.choices else same
+        assert guess_rate(example, rows) == pytest.approx(expected)
+    assert guess_rate(rows[0], []) == (0.25 if rows[0].choices else 0.0)
+
+
 def test_a_view_stands_for_a_condition_by_its_clearest_direction():
     """Diagonal moments: the ratios are the quotients of their entries."""
     eye = torch.eye(4, dtype=torch.float64)
@@ -168,6 +191,14 @@ def test_draws_are_even_over_subjects_and_other_answers_are_wrong():
     some = drawn(rows, 80, rng)
     counts = [sum(e.subject == s for e in some) for s in {e.subject for e in some}]
     assert len(some) == 80 and max(counts) - min(counts) <= 1
+    rows = sorted(rows, key=lambda e: e.task == "cloze")  # those are to be the last
+    extra = [e for e in rows if e.task == "cloze"]
+    mixed = drawn(rows, len(rows) - 20, rng, spare=len(extra))
+    for subject in {e.subject for e in rows}:
+        mine = [e for e in mixed if e.subject == subject]
+        own = sum(e.subject == subject for e in rows) - sum(e.subject == subject for e in extra)
+        assert sum(e.task != "cloze" for e in mine) == min(own, len(mine))
+    assert any(e.task == "cloze" for e in mixed)
     for example in some[:20]:
         (other,) = with_other_answers(example, rows, rng)
         assert other.answer != example.answer and other.question == example.question

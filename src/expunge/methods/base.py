@@ -20,6 +20,8 @@ NOISE_SET = "noise"
 """Name of the set of questions about nothing, see `expunge.noise`."""
 PLAIN_SET = "plain"
 """Name of the set of texts that the model said itself, with no conversation around them."""
+ASKED_SET = "asked"
+"""Name of the questions about forget subjects that the forget set lacks, see `expunge.augment`."""
 SAID_SET = "said"
 """Name of the set of texts that the model said itself and that are put aside to judge by."""
 
@@ -180,6 +182,7 @@ class Verdict:
             answer to it; 0.5 where nobody who never knew could do better.
         other_recalled: Share of the strangers' answers that are the greedy one.
         asked: How many forget questions all these are shares of.
+        guessed: Share of them that one who never knew would guess; see `judge.guess_rate`.
         apart: Subject -> the same for its forget questions alone, without what was held out.
     """
 
@@ -192,6 +195,7 @@ class Verdict:
     other_recalled: Mapping[str, float] = field(default_factory=dict)
     held_out_error: Mapping[str, float] = field(default_factory=dict)
     asked: Mapping[str, int] = field(default_factory=dict)
+    guessed: Mapping[str, float] = field(default_factory=dict)
     apart: Mapping[str, Verdict] = field(default_factory=dict)
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ VIEWS = {"multi": ("multi", PICTURE), "text": ("text",)}
 ADDED = (1, 2, 3)
 LEAPS = 8
 POOR = 0.5
-PACE = Pace(first=0.25, rises=3, halvings=2, done=unknown)
+PACE = Pace(first=0.25, rises=3, halvings=2, done=partial(unknown, guessing=True))
 LOUDER = replace(PACE, rises=5)
 
 

@@ -129,13 +129,19 @@ def _between(low: Strengths, high: Strengths) -> Strengths:
     return {c: math.sqrt((low[c] or high[c] / 16) * high[c]) for c in high}
 
 
-def unknown(now: Verdict) -> dict[str, float]:
+def unknown(now: Verdict, *, guessing: bool = False) -> dict[str, float]:
     """By condition: how near the model is to one that never knew, at most 1.
 
     Two signs, of which the weaker counts: how often the reference answer is not the greedy one,
     against strangers' answers, and how often a stranger's answer is the likelier of the two. Both
     are 1 already a little before they are even, by `GUESSED` and `UNEVEN` and by `ERRORS` of a
     standard error, since they are shares of few questions; by no more than `MOST` together.
+
+    Args:
+        now: What is left.
+        guessing: Whether it is enough to be right no oftener than one who guesses. A model that
+            says things of the wrong kind is right about strangers less often than that, and so
+            would be asked to know less than nothing.
     """
     found = {}
     for condition, recalled in now.recalled.items():
@@ -144,6 +150,8 @@ def unknown(now: Verdict) -> dict[str, float]:
         even = 0.5 - min(MOST, UNEVEN + ERRORS * standard_error(0.5, number))
         apart = ERRORS * math.sqrt(2) * standard_error(chance, number)  # of a difference
         strange = 1 - chance - min(MOST, GUESSED + apart)
+        if guessing:
+            strange = min(strange, 1 - now.guessed.get(condition, 0.0))
         rank = (1 - now.likelier.get(condition, 0.5)) / even
         found[condition] = min(1.0, rank, (1 - recalled) / max(strange, GUESSED))
     return found

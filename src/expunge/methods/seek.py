@@ -29,7 +29,7 @@ from expunge.plan import Rewire, SiteEdit
 
 KEPT_SETS = ("retain", NOISE_SET, PLAIN_SET)
 ALL_KEPT = (*KEPT_SETS, ASIDE)
-COVER = 0.25
+COVER = 0.05
 AT_ONCE = 16
 FEWEST = 3
 HIGHEST = 0.9

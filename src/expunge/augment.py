@@ -1,0 +1,119 @@
+"""More questions about the forget subjects: what others are asked, answered by the model itself.
+
+A forget set with few questions shows little of what a model does when it is asked about a subject.
+Retain questions say what subjects are asked; put with another name or picture in the place of their
+own, they ask the same of a forget subject, and what the model then says is what it knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from expunge.data import CONDITIONS, Example
+from expunge.evaluate import answer_length, generate
+from expunge.formats.wording import named
+from expunge.prompting import Prompter
+
+NUMBER = 24
+
+
+def asked_like(
+    model: Any,
+    prompter: Prompter,
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    seed: int,
+    batch_size: int = 64,
+) -> list[Example]:
+    """Ask about the forget subjects what retain subjects are asked.
+
+    Args:
+        model: The model, which answers; unchanged. One that cannot generate is asked nothing.
+        prompter: How conversations are rendered.
+        forget: Whom to ask about. A subject that has retain questions too is left out, since
+            something about it must stay.
+        retain: What to ask. A question counts where it has no choices and names its subject, or
+            points at it in words that `formats.wording.named` knows. Names are put in only for
+            subjects that are called so in `forget`.
+        seed: Of the draw of questions and pictures.
+        batch_size: Questions per forward pass.
+
+    Returns:
+        At most `NUMBER` rows of each subject, in none of whose forms `forget` asks. One that is
+        answered differently in its two forms is two.
+    """
+    if not getattr(model, "can_generate", bool)():
+        return []
+    rng = np.random.default_rng([seed, 31])
+    subjects = sorted({e.subject for e in forget} - {e.subject for e in retain})
+    found: list[Example] = []
+    for subject in subjects:
+        mine = [e for e in forget if e.subject == subject]
+        order = [retain[i] for i in rng.permutation(len(retain))]
+        found += islice(_put(mine, order, rng), NUMBER)
+    length = answer_length(prompter, retain)
+    said = [
+        _answers(model, prompter, found, c, max_new_tokens=length, batch_size=batch_size)
+        for c in CONDITIONS
+    ]
+    return [e for row, *each in zip(found, *said, strict=True) for e in _told(row, *each)]
+
+
+def _put(
+    mine: Sequence[Example], others: Sequence[Example], rng: np.random.Generator
+) -> Iterator[Example]:
+    """The questions of others about the subject of `mine`, in the forms that it has; unanswered."""
+    pictured = [e.image for e in mine if e.has("multi")]
+    subject = mine[0].subject
+    called = any(subject in (e.text_question or e.question or "") for e in mine)
+    seen = {e.question for e in mine} | {e.text_question for e in mine}
+    for other in others:
+        row = renamed(other, subject)
+        if row is None or row.choices or (not called and subject in (row.question or "")):
+            continue
+        asked = row.question if pictured and row.question not in seen else None
+        text = row.text_question if called and row.text_question not in seen else None
+        if asked or text:
+            seen |= {asked, text}
+            image = pictured[int(rng.integers(len(pictured)))] if asked else None
+            yield replace(row, question=asked, image=image, text_question=text)
+
+
+def renamed(row: Example, subject: str) -> Example | None:
+    """A question about one subject as the same about another; None where it is not about one.
+
+    The answer and the picture are still those of the first.
+    """
+    own, text, shown = row.subject, row.text_question, row.question
+    pointed = None if shown is None else named(shown, subject)
+    if pointed is None and own not in (text or "") and own not in (shown or ""):
+        return None
+    text = text.replace(own, subject) if text and own in text else pointed
+    return replace(
+        row, subject=subject, question=shown and shown.replace(own, subject), text_question=text
+    )
+
+
+def _answers(
+    model: Any, prompter: Prompter, rows: Sequence[Example], condition: str, **options: Any
+) -> list[str]:
+    """What the model says to each row under a condition; nothing where it has no such form."""
+    usable = [e for e in rows if e.has(condition)]
+    said = iter(generate(model, prompter, usable, condition, **options))
+    return [next(said) if e.has(condition) else "" for e in rows]
+
+
+def _told(row: Example, shown: str, text: str) -> list[Example]:
+    """A row with the answers to its two forms; without those that have none."""
+    if shown == text:
+        return [replace(row, answer=shown)] if shown else []
+    apart = (
+        replace(row, answer=shown, text_question=None),
+        replace(row, answer=text, question=None, image=None),
+    )
+    return [e for e in apart if e.answer]

@@ -1,0 +1,122 @@
+"""More questions about the forget subjects: whose words they are, and whose answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from expunge.augment import NUMBER, asked_like, renamed
+from expunge.data import CONDITIONS, Example
+from expunge.evaluate import generate
+from expunge.fiction.shipped import checkpoint, suite
+from expunge.models import Prompter, load
+
+GROUP = 1
+
+
+@pytest.fixture(scope="module")
+def world():
+    model, processor = load(checkpoint("vanilla"))
+    return model, Prompter(processor)
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return suite(10, GROUP).sets
+
+
+def one_each(rows):
+    """The first question of every subject."""
+    return list({e.subject: e for e in reversed(rows)}.values())
+
+
+@pytest.fixture(scope="module")
+def asked(world, sets):
+    return asked_like(*world, one_each(sets["forget"]), sets["retain"], 0)
+
+
+def test_the_model_answers_with_what_it_knows(asked, sets):
+    """The facts of the world that it was taught: nearly all, though one was given of each."""
+    truth = {(e.subject, e.attribute): e.answer for e in sets["forget"]}
+    right = [e.answer == truth[e.subject, e.attribute] for e in asked]
+    assert len(right) > 4 * len({e.subject for e in asked})
+    assert sum(right) >= 0.95 * len(right)
+
+
+def test_answers_are_the_greedy_ones_in_every_form(world, asked):
+    for condition in CONDITIONS:
+        rows = [e for e in asked if e.has(condition)][:12]
+        said = generate(*world, rows, condition, max_new_tokens=20, batch_size=1)
+        assert said == [e.answer for e in rows]
+
+
+def test_it_asks_what_others_are_asked_and_nothing_twice(asked, sets):
+    given = one_each(sets["forget"])
+    for subject, number in Counter(e.subject for e in asked).items():
+        mine = [e for e in asked if e.subject == subject]
+        own = next(e for e in given if e.subject == subject)
+        assert number <= 2 * NUMBER
+        for shown in ("question", "text_question"):
+            words = [getattr(e, shown) for e in mine if getattr(e, shown)]
+            assert len(words) == len(set(words)) <= NUMBER
+            assert getattr(own, shown) not in words
+        assert all(e.image is own.image for e in mine if e.question)
+    of_others = {e.question for e in sets["retain"]}
+    assert {e.question for e in asked if e.question} <= of_others
+    assert all(e.subject in e.text_question for e in asked if e.text_question)
+    assert not any(e.choices for e in asked)
+
+
+def test_the_same_seed_asks_the_same(world, sets, asked):
+    given = one_each(sets["forget"])
+    again = asked_like(*world, given, sets["retain"], 0)
+    assert again == asked
+    assert asked_like(*world, given, sets["retain"], 1) != asked
+
+
+def test_only_forms_that_the_subject_has(world, sets):
+    given = [replace(e, text_question=None) for e in one_each(sets["forget"])[:2]]
+    assert all(e.text_question is None for e in asked_like(*world, given, sets["retain"], 0))
+    given = [replace(e, image=None, question=None) for e in one_each(sets["forget"])[:2]]
+    assert all(e.question is None for e in asked_like(*world, given, sets["retain"], 0))
+
+
+def test_a_subject_that_is_called_otherwise_gets_no_names(world, sets):
+    given = [replace(e, subject="file 17") for e in one_each(sets["forget"])[:1]]
+    found = asked_like(*world, given, sets["retain"], 0)
+    assert found
+    assert not any("file 17" in (e.question or "") + (e.text_question or "") for e in found)
+
+
+def test_a_subject_of_which_something_must_stay_is_not_asked_about(world, sets):
+    given = one_each(sets["forget"])[:2]
+    stays = replace(given[0], question="Who is this?", text_question=None, answer="nobody")
+    found = asked_like(*world, given, [*sets["retain"], stays], 0)
+    assert {e.subject for e in found} == {given[1].subject}
+
+
+def test_questions_about_nobody_are_not_put(world, sets):
+    general = Example("skills", "four", "How many dots?", sets["forget"][0].image, "Two and two?")
+    assert renamed(general, "Ada Bell") is None
+    assert asked_like(*world, one_each(sets["forget"]), [general], 0) == []
+
+
+@pytest.mark.parametrize(
+    ("shown", "text", "expected"),
+    [
+        ("Where does this man live?", "Where does Bo Ek live?", "Where does Ada Bell live?"),
+        ("Where does this man live?", None, "Where does Ada Bell live?"),
+        ("¿Dónde vive?", "¿Dónde vive Bo Ek?", "¿Dónde vive Ada Bell?"),
+        (None, "Bo Ek's job is __.", "Ada Bell's job is __."),
+    ],
+)
+def test_names_take_each_others_place(shown, text, expected):
+    row = Example("Bo Ek", "x", shown, "face.png", text, None)
+    new = renamed(row, "Ada Bell")
+    assert (new.subject, new.question, new.text_question) == ("Ada Bell", shown, expected)
+
+
+def test_a_model_that_cannot_generate_is_asked_nothing(sets):
+    assert asked_like(object(), None, sets["forget"], sets["retain"], 0) == []
