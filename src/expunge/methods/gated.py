@@ -16,6 +16,9 @@ under detectors found without them; those of the plan are found with them. Where
 forgotten at strength 1 or inside the limit on what is lost, more detectors are looked for at the
 strengths reached, and the search is done again, now up to strengths over 1. Forward passes are all
 it takes.
+
+The forget questions are those given and more of the kind that retain subjects are asked, answered
+by the model itself (see `augment`): one or two questions do not show what it does at the others.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from expunge.config import RunConfig
 from expunge.detectors import Background
 from expunge.errors import InputError
 from expunge.methods import filter_search
-from expunge.methods.base import PICTURE, Evidence, Fit, Method, Outcome, Verdict
+from expunge.methods.base import ASKED_SET, PICTURE, Evidence, Fit, Method, Outcome, Verdict
 from expunge.methods.erase import Erased, erase
 from expunge.methods.search import Pace, Step, Strengths, search, told, unknown
 from expunge.methods.seek import (
@@ -70,6 +73,7 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     notes: dict[str, Any] = {
         "erased": erased.notes,
         "views": chain.views,
+        "asked": asked(evidence),
         "held": {"positions": chain.bounds.positions, "sites": chain.bounds.sites},
     }
     if not any(place.found for place in chain.places.values()):
@@ -132,7 +136,19 @@ def searched(chain: Chain, keep: float, pace: Pace) -> Searched:
     chosen = search(tried, chain.start, keep, steps, pace)
     reached = next((s for s in steps if s.strengths is chosen), None)
     about = told(chain.start, steps, chosen, keep)
+    more = " and ".join(f"{n} under {c}" for c, n in asked(chain.evidence).items() if n)
+    if more:
+        about["explanation"] += (
+            f" More questions were put to the forget subjects in the words of retain questions"
+            f" ({more}); what the model said itself stood for the answer."
+        )
     return Searched(chain.edits(chosen), reached, about)
+
+
+def asked(evidence: Evidence) -> dict[str, int]:
+    """By condition, how many questions the forget set lacked and the model answered itself."""
+    assert evidence.access is not None
+    return {c: len(evidence.access.owners(ASKED_SET, c)) for c in VIEWS}
 
 
 @dataclass
