@@ -31,8 +31,9 @@ from transformers import (
 
 from expunge.collect import collect_inputs, collect_statistics
 from expunge.data import Example
+from expunge.encoding import batches
 from expunge.fiction.build import build_processor
-from expunge.models import Prompter, batches
+from expunge.models import Prompter
 from expunge.pipeline import versions
 from expunge.probe_set import ProbeSet
 from expunge.sites import find_sites

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data import Example
+from expunge.encoding import Batch, input_device, placeholder_mask
 from expunge.errors import InputError, unknown
 from expunge.experts import Hear, listening
-from expunge.models import Batch, Prompter, accepts, input_device, placeholder_mask
+from expunge.models import Prompter, accepts
 from expunge.prefix import Shared, lean, shared_batches
 from expunge.sites import Site, down_module, find_sites
 from expunge.stats import NeuronStats, SecondMoment

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from expunge.collect import Counting, Positions, rows_of
 from expunge.data import Example
+from expunge.encoding import Batch, batches
 from expunge.evaluate import answer_logits
 from expunge.measure import refuse_expert
-from expunge.models import Batch, Prompter, batches
+from expunge.models import Prompter
 from expunge.sites import Site, down_module
 from expunge.stats import NeuronStats
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from expunge.collect import Counting, Positions, rows_of
+from expunge.encoding import Batch
 from expunge.errors import InputError
-from expunge.models import Batch, accepts
+from expunge.models import accepts
 from expunge.sites import Site, down_module
 from expunge.sites.blocks import MLPS, features
 from expunge.stats import NeuronStats

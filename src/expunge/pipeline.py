@@ -23,6 +23,7 @@ from expunge.collect import Counting
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS, Example, Suite
 from expunge.edit import applied, fingerprint, save_checkpoint
+from expunge.encoding import batches
 from expunge.errors import InputError, unknown
 from expunge.evaluate import Answered, evaluate
 from expunge.evidence import evidence_of, gather
@@ -37,7 +38,7 @@ from expunge.folder import (
 )
 from expunge.importance import IMPORTANCE
 from expunge.methods import Evidence
-from expunge.models import Prompter, batches, check_checkpoint, load
+from expunge.models import Prompter, check_checkpoint, load
 from expunge.parallel import agreed, joined, leads
 from expunge.passes import Passes
 from expunge.plan import Plan
