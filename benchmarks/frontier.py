@@ -11,7 +11,7 @@ Printed is what neighbours, public figures and skills then still recall, both co
 import argparse
 import itertools
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 

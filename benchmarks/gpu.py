@@ -12,7 +12,7 @@ import argparse
 import time
 from pathlib import Path
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 

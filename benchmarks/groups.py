@@ -21,7 +21,7 @@ import random
 import time
 from functools import lru_cache
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 

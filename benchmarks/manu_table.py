@@ -9,7 +9,7 @@ set under both conditions. Takes a few minutes on two cores.
 import platform
 from pathlib import Path
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 

@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 import json
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 
