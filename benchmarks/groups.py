@@ -32,7 +32,7 @@ from expunge.evaluate import evaluate
 from expunge.fiction.shipped import suite
 from expunge.folder import write_json
 from expunge.models import load
-from expunge.pipeline import make_plan
+from expunge.planning import make_plan
 from expunge.report.charts import line_plot
 from expunge.summary import figure, kept, summarise
 

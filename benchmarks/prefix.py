@@ -34,7 +34,7 @@ from expunge.data import Example
 from expunge.encoding import batches
 from expunge.fiction.build import build_processor
 from expunge.models import Prompter
-from expunge.pipeline import versions
+from expunge.planning import versions
 from expunge.probe_set import ProbeSet
 from expunge.sites import find_sites
 

@@ -119,7 +119,8 @@ def _complete(config: RunConfig) -> RunConfig:
 
 
 def _finish(config: RunConfig, suite: Any, out: Path, as_json: bool) -> None:
-    from expunge.pipeline import Run, settled
+    from expunge.pipeline import Run
+    from expunge.planning import settled
     from expunge.text import results_table
 
     job = Run(out, settled(config), suite)
@@ -205,7 +206,8 @@ def plan(
 
 def _stage(config: RunConfig, out: Path) -> AbstractContextManager[Run]:
     chosen = _complete(config)
-    from expunge.pipeline import Run, read_suite, settled
+    from expunge.pipeline import Run, read_suite
+    from expunge.planning import settled
 
     return Run(out, settled(chosen), read_suite(chosen)).opened()
 

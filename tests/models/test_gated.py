@@ -22,8 +22,8 @@ from expunge.methods.erase import Erased
 from expunge.methods.gated import Chain, leaps
 from expunge.methods.seek import GAIN, Bounds, Found, Looked, Place, edits_at, threshold
 from expunge.models import Prompter, load
-from expunge.pipeline import make_plan
 from expunge.plan import Plan, SiteEdit
+from expunge.planning import make_plan
 from expunge.probe_set import ProbeSet
 from expunge.sites import explains, find_sites, inner_of
 

@@ -10,7 +10,7 @@ from expunge.encoding import batches
 from expunge.fiction.build import as_kind
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.models import Prompter, load
-from expunge.pipeline import make_plan
+from expunge.planning import make_plan
 from expunge.probe_set import ProbeSet
 
 

@@ -25,7 +25,7 @@ from expunge.errors import InputError
 from expunge.evaluate import generate, teacher_forced
 from expunge.formats.signal import read_signal
 from expunge.models import Prompter, load, load_processor
-from expunge.pipeline import make_plan
+from expunge.planning import make_plan
 from expunge.sites import find_sites
 
 TEMPLATE = "<user>{image}{question}<assistant>"

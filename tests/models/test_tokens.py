@@ -11,7 +11,7 @@ from expunge.fiction.build import build_model, build_processor
 from expunge.fiction.world import World
 from expunge.methods.base import PLAIN_SET
 from expunge.models import Prompter
-from expunge.pipeline import settled
+from expunge.planning import settled
 from expunge.sites import find_sites
 
 

@@ -42,8 +42,9 @@ from expunge.errors import InputError
 from expunge.evaluate import answer_logits, teacher_forced
 from expunge.fiction.build import build_model
 from expunge.models import Prompter
-from expunge.pipeline import Run, make_plan, settled
+from expunge.pipeline import Run
 from expunge.plan import Plan
+from expunge.planning import make_plan, settled
 from expunge.probe_set import ProbeSet
 
 

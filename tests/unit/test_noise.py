@@ -29,7 +29,7 @@ from expunge.noise import (
     related_like,
     told_by,
 )
-from expunge.pipeline import chosen_sites, settled
+from expunge.planning import chosen_sites, settled
 from expunge.subspace import conditioned
 
 
