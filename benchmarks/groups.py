@@ -33,7 +33,7 @@ from expunge.fiction.shipped import suite
 from expunge.folder import write_json
 from expunge.models import load
 from expunge.planning import make_plan
-from expunge.report.charts import line_plot
+from expunge.report.curves import line_plot
 from expunge.summary import figure, kept, summarise
 
 OUT = pages.ROOT / "benchmarks" / "groups.json"
