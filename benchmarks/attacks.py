@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 

@@ -11,7 +11,7 @@ Printed is what neighbours, public figures and skills then still recall, both co
 import argparse
 import itertools
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 
@@ -23,7 +23,7 @@ from expunge.fiction.shipped import checkpoint, suite
 from expunge.methods import METHODS, filter_search
 from expunge.methods.base import PICTURE
 from expunge.models import Prompter, load
-from expunge.pipeline import chosen_sites, settled
+from expunge.planning import chosen_sites, settled
 from expunge.probe_set import ProbeSet
 
 STRENGTHS = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0)

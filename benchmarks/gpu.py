@@ -12,7 +12,7 @@ import argparse
 import time
 from pathlib import Path
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 
@@ -35,7 +35,7 @@ from torch.profiler import ProfilerActivity, profile
 from expunge.collect import Counting, collect_inputs
 from expunge.edit import applied
 from expunge.models import Prompter
-from expunge.pipeline import make_plan
+from expunge.planning import make_plan
 from expunge.sites import find_sites
 
 

@@ -21,7 +21,7 @@ import random
 import time
 from functools import lru_cache
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 
@@ -32,8 +32,8 @@ from expunge.evaluate import evaluate
 from expunge.fiction.shipped import suite
 from expunge.folder import write_json
 from expunge.models import load
-from expunge.pipeline import make_plan
-from expunge.report.charts import line_plot
+from expunge.planning import make_plan
+from expunge.report.curves import line_plot
 from expunge.summary import figure, kept, summarise
 
 OUT = pages.ROOT / "benchmarks" / "groups.json"

@@ -9,7 +9,7 @@ set under both conditions. Takes a few minutes on two cores.
 import platform
 from pathlib import Path
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 
@@ -17,7 +17,7 @@ from expunge.edit import applied
 from expunge.evaluate import evaluate
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.models import load
-from expunge.pipeline import make_plan, versions
+from expunge.planning import make_plan, versions
 from expunge.summary import depth_of, figure
 
 SHARES = (0.01, 0.02, 0.03, 0.05, 0.10, 0.20)

@@ -15,7 +15,7 @@ import math
 import shutil
 import time
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 

@@ -15,7 +15,7 @@ import itertools
 import time
 from pathlib import Path
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 
@@ -32,7 +32,7 @@ from expunge.fiction.train import BASE, TUNE, Recipe, train
 from expunge.fiction.world import BLOCK, World
 from expunge.folder import write_json
 from expunge.models import load
-from expunge.pipeline import make_plan
+from expunge.planning import make_plan
 from expunge.summary import figure, kept, summarise
 
 PEOPLE, PIECES, SEED = 60, 600, 1

@@ -10,7 +10,7 @@ from expunge import data
 from expunge.compare import embedded
 from expunge.config import RunConfig
 from expunge.fiction.shipped import suite
-from expunge.pipeline import versions
+from expunge.planning import versions
 from expunge.report.scatter import standalone
 
 ROOT = Path(__file__).parent.parent

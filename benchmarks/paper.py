@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 import json
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 
@@ -27,7 +27,7 @@ from expunge.folder import write_json
 from expunge.importance import IMPORTANCE
 from expunge.methods import get
 from expunge.models import Prompter, load
-from expunge.pipeline import chosen_sites, settled
+from expunge.planning import chosen_sites, settled
 from expunge.report.charts import Point, dot_plot
 
 OUT = pages.ROOT / "benchmarks" / "paper.json"

@@ -15,7 +15,7 @@ import statistics
 import time
 from pathlib import Path
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 
@@ -31,9 +31,10 @@ from transformers import (
 
 from expunge.collect import collect_inputs, collect_statistics
 from expunge.data import Example
+from expunge.encoding import batches
 from expunge.fiction.build import build_processor
-from expunge.models import Prompter, batches
-from expunge.pipeline import versions
+from expunge.models import Prompter
+from expunge.planning import versions
 from expunge.probe_set import ProbeSet
 from expunge.sites import find_sites
 

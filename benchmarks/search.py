@@ -17,7 +17,7 @@ from expunge.folder import write_json
 from expunge.methods import get
 from expunge.methods.base import Grid
 from expunge.models import Prompter
-from expunge.pipeline import chosen_sites, settled
+from expunge.planning import chosen_sites, settled
 from expunge.probe_set import ProbeSet
 from expunge.tune import RULE, choose, held_out
 

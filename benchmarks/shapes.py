@@ -15,9 +15,10 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from expunge.encoding import batches
 from expunge.fiction.build import build_processor
 from expunge.fiction.world import World
-from expunge.models import accepts, batches
+from expunge.models import accepts
 
 HERE = Path(__file__).parent
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 
 def moments(width):

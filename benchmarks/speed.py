@@ -23,7 +23,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 
@@ -51,8 +51,8 @@ from expunge.edit import apply
 from expunge.evaluate import evaluate
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.models import Prompter, load
-from expunge.pipeline import make_plan
 from expunge.plan import Plan, SiteEdit
+from expunge.planning import make_plan
 from expunge.selection import select
 from expunge.sites import down_module, find_sites
 from expunge.subspace import compressed, directions, lowrank_edit, shares

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 

@@ -15,7 +15,7 @@ import math
 import sys
 from pathlib import Path
 
-from expunge.cli import quiet
+from expunge.console import quiet
 
 quiet()
 

@@ -18,7 +18,7 @@ _LAZY = {
     "Site": "expunge.sites",
     "Plan": "expunge.plan",
     "SiteEdit": "expunge.plan",
-    "make_plan": "expunge.pipeline",
+    "make_plan": "expunge.planning",
     "apply": "expunge.edit",
     "applied": "expunge.edit",
     "save_checkpoint": "expunge.edit",

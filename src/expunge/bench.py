@@ -15,12 +15,13 @@ from expunge.collect import Counting, collect_statistics
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS, Example
 from expunge.edit import applied
+from expunge.encoding import Batch, batches
 from expunge.ends import end_directions
 from expunge.errors import unknown
 from expunge.gradients import collect_attributions
 from expunge.measure import collect_quantile, collect_taps, taps_of
 from expunge.methods.base import PLAIN_SET, Fit, Grid, Tokens, Tuned
-from expunge.models import Batch, Prompter, batches
+from expunge.models import Prompter
 from expunge.plan import Plan, SiteEdit
 from expunge.progress import Progress
 from expunge.sites import Inner, Site, inner_of, takes_bias

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from expunge.errors import ExpungeError, InputError, unknown
+from expunge.console import emit, exit_code, quiet
+from expunge.errors import InputError, unknown
 from expunge.options import (
     BatchSize,
     Budget,
@@ -37,8 +33,8 @@ from expunge.options import (
     Tower,
     Towers,
     Trust,
+    config_of,
 )
-from expunge.progress import speaks
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -55,47 +51,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="The embedded world as files.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-
-
-def quiet() -> None:
-    """Keep libraries from printing what no command promised."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("torchao").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.utils._pytree").addFilter(lambda record: False)
-    warnings.filterwarnings("ignore")
-
-
-def emit(value: Any, as_json: bool, text: Callable[[], str]) -> None:
-    """Print a result: JSON, or words; of several processes only the first does."""
-    if speaks():
-        print(json.dumps(value, allow_nan=False) if as_json else text())
-
-
-def config_of(config_file: Path | None, given: dict[str, Any]) -> RunConfig:
-    """Settings from the YAML file, overridden by the options that were given.
-
-    Args:
-        config_file: YAML file, or None.
-        given: Options by name; None stands for not given, other names than settings are ignored.
-    """
-    from expunge.config import RunConfig
-
-    known = RunConfig.__dataclass_fields__
-    overrides = {k: v for k, v in given.items() if k in known and v is not None}
-    if "towers" in overrides:
-        overrides["towers"] = tuple(overrides["towers"].split(","))
-    if given.get("tower"):
-        overrides["towers_declared"] = dict(_declared(t) for t in given["tower"])
-    return RunConfig.read(config_file, overrides) if config_file else RunConfig.of(overrides)
-
-
-def _declared(text: str) -> tuple[str, str]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise InputError(f"--tower is {text!r}, expected name=path.to.module")
-    return name, path
 
 
 @app.command()
@@ -164,7 +119,8 @@ def _complete(config: RunConfig) -> RunConfig:
 
 
 def _finish(config: RunConfig, suite: Any, out: Path, as_json: bool) -> None:
-    from expunge.pipeline import Run, settled
+    from expunge.pipeline import Run
+    from expunge.planning import settled
     from expunge.text import results_table
 
     job = Run(out, settled(config), suite)
@@ -250,7 +206,8 @@ def plan(
 
 def _stage(config: RunConfig, out: Path) -> AbstractContextManager[Run]:
     chosen = _complete(config)
-    from expunge.pipeline import Run, read_suite, settled
+    from expunge.pipeline import Run, read_suite
+    from expunge.planning import settled
 
     return Run(out, settled(chosen), read_suite(chosen)).opened()
 
@@ -448,35 +405,4 @@ def list_(
 def main() -> None:
     """Entry point: 0 done, 2 the input is wrong, 1 a fault of ours, 130 interrupted."""
     quiet()
-    try:
-        code = app(standalone_mode=False)
-        sys.exit(_stopped() if code == 130 else code or 0)
-    except InputError as error:
-        print(f"error: {_line(error)}", file=sys.stderr)
-        sys.exit(2)
-    except ExpungeError as error:
-        print(f"fault: {_line(error)}", file=sys.stderr)
-        sys.exit(1)
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(_stopped())
-    except Exception as error:
-        sys.exit(_unexpected(error))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _stopped() -> int:
-    print("interrupted; run the same command again to go on", file=sys.stderr)
-    return 130
-
-
-def _unexpected(error: Exception) -> int:
-    """Usage errors of the command line are the user's (2); anything else is ours (1)."""
-    if hasattr(error, "format_message"):
-        message = error.format_message()
-        print(message if message.startswith("Usage") else f"error: {message}", file=sys.stderr)
-        return 2
-    logging.getLogger("expunge").exception("this is a fault in expunge, please report it")
-    return 1
+    sys.exit(exit_code(lambda: app(standalone_mode=False)))

@@ -17,7 +17,8 @@ from expunge.config import RunConfig
 from expunge.data import CONDITIONS, SETS, Suite
 from expunge.errors import InputError
 from expunge.folder import STATE, claim, replace_with, write_json
-from expunge.pipeline import Run, settled, versions
+from expunge.pipeline import Run
+from expunge.planning import settled, versions
 from expunge.progress import Progress
 from expunge.report import write_report
 from expunge.report.charts import Point

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from expunge import metrics
 from expunge.data import CONDITIONS, Example, Suite
+from expunge.encoding import Batch
 from expunge.ends import end_tokens
-from expunge.models import Batch, Prompter, accepts
+from expunge.models import Prompter, accepts
 from expunge.prefix import begun, shared_batches
 
 Tick = Callable[[int], None]

@@ -14,11 +14,12 @@ from expunge.bench import Bench
 from expunge.collect import Counting, Statistics, collect_statistics
 from expunge.config import RunConfig, bytes_of
 from expunge.data import CONDITIONS, Example
+from expunge.encoding import input_device
 from expunge.errors import InputError
 from expunge.judge import Judge
 from expunge.methods import Evidence, Method
 from expunge.methods.base import ASIDE, ASKED_SET, NOISE_SET, PICTURE, PLAIN_SET, SAID_SET
-from expunge.models import Prompter, input_device
+from expunge.models import Prompter
 from expunge.noise import altered_like, halved, noise_like, plain_of, related_like, told_by
 from expunge.parallel import least, part
 from expunge.passes import Name, Passes, free_memory, groups_within

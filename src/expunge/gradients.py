@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.collect import Counting, Positions, rows_of
+from expunge.collect import Counting
 from expunge.data import Example
+from expunge.encoding import Batch, batches
 from expunge.evaluate import answer_logits
 from expunge.measure import refuse_expert
-from expunge.models import Batch, Prompter, batches
+from expunge.models import Prompter
+from expunge.positions import Positions, rows_of
 from expunge.sites import Site, down_module
 from expunge.stats import NeuronStats
 

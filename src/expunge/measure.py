@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.collect import Counting, Positions, rows_of
+from expunge.collect import Counting
+from expunge.encoding import Batch
 from expunge.errors import InputError
-from expunge.models import Batch, accepts
+from expunge.models import accepts
+from expunge.positions import Positions, rows_of
 from expunge.sites import Site, down_module
 from expunge.sites.blocks import MLPS, features
 from expunge.stats import NeuronStats

@@ -23,8 +23,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from expunge.data import Example, load_image
+from expunge.encoding import input_device
 from expunge.errors import InputError
-from expunge.models import input_device
 from expunge.prompting import Prompter
 
 NUMBER = 256

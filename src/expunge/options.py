@@ -1,9 +1,16 @@
-"""Options that several commands have in common."""
+"""Options that several commands have in common, and the settings they make."""
+
+from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from expunge.errors import InputError
+
+if TYPE_CHECKING:
+    from expunge.config import RunConfig
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Out = Annotated[Path, typer.Option("--out", help="Run folder.")]
@@ -43,3 +50,28 @@ Overlap = Annotated[
 Trust = Annotated[
     bool | None, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]
+
+
+def config_of(config_file: Path | None, given: dict[str, Any]) -> RunConfig:
+    """Settings from the YAML file, overridden by the options that were given.
+
+    Args:
+        config_file: YAML file, or None.
+        given: Options by name; None stands for not given, other names than settings are ignored.
+    """
+    from expunge.config import RunConfig
+
+    known = RunConfig.__dataclass_fields__
+    overrides = {k: v for k, v in given.items() if k in known and v is not None}
+    if "towers" in overrides:
+        overrides["towers"] = tuple(overrides["towers"].split(","))
+    if given.get("tower"):
+        overrides["towers_declared"] = dict(_declared(t) for t in given["tower"])
+    return RunConfig.read(config_file, overrides) if config_file else RunConfig.of(overrides)
+
+
+def _declared(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise InputError(f"--tower is {text!r}, expected name=path.to.module")
+    return name, path

@@ -21,11 +21,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from expunge.data import Example, load_image, pixel_digest
-from expunge.models import (
+from expunge.encoding import (
     Asked,
     Batch,
-    Prompter,
-    accepts,
     asked_of,
     batches,
     encodes_apart,
@@ -33,6 +31,7 @@ from expunge.models import (
     padded_media,
     placeholder_mask,
 )
+from expunge.models import Prompter, accepts
 
 PAYS = 0.25  # at least this share of the tokens must be saved, where there is no picture
 _agreed: WeakKeyDictionary[Any, dict[tuple[bool, ...], bool]] = WeakKeyDictionary()
@@ -153,7 +152,7 @@ def shared_batches(
     apart: bool = False,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch | Shared]:
-    """Encode examples as `models.batches` does, sharing beginnings where it pays and is exact.
+    """Encode examples as `encoding.batches` does, sharing beginnings where it pays and is exact.
 
     Args:
         model: The model; it runs a few questions twice when it is new here.

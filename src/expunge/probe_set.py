@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from expunge.data import Example
+from expunge.encoding import Batch
 from expunge.evaluate import answer_logits
-from expunge.models import Batch, Prompter
+from expunge.models import Prompter
 from expunge.prefix import Shared, begun, shared_batches
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data import Example
+from expunge.encoding import Batch, batches, placeholder_mask
 from expunge.errors import InputError
 from expunge.methods.base import Tokens
-from expunge.models import Batch, Prompter, accepts, batches, placeholder_mask
+from expunge.models import Prompter, accepts
 from expunge.prefix import Shared, lean, shared_batches
 from expunge.sites import Inner, Site, down_module, explains
 

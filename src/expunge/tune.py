@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data import CONDITIONS, Example
+from expunge.encoding import Batch, batches
 from expunge.errors import InputError, unknown
 from expunge.gradients import Answers
 from expunge.measure import refuse_expert
 from expunge.methods.base import Grid, Tuned
-from expunge.models import Batch, Prompter, batches
+from expunge.models import Prompter
 from expunge.probe_set import Forcing, ProbeSet
 from expunge.sites import Site
 

@@ -13,8 +13,9 @@ from commands import expunge
 
 from expunge.data import write_jsonl
 from expunge.edit import save_checkpoint
+from expunge.encoding import batches
 from expunge.fiction.build import CHAT_TEMPLATE
-from expunge.models import Prompter, batches
+from expunge.models import Prompter
 
 EXPERTS, TOP = 4, 2
 

@@ -9,7 +9,7 @@ import yaml
 from commands import expunge
 
 from expunge import applied, load, make_plan, read
-from expunge.models import input_device
+from expunge.encoding import input_device
 
 PLACES = {
     "model.vision_tower": "cpu",

@@ -87,7 +87,8 @@ def test_plan_has_the_size_of_the_budget(finished):
 def test_files_and_memory_give_the_same_figures(finished, task, tmp_path):
     from expunge.config import RunConfig
     from expunge.data import Suite
-    from expunge.pipeline import Run, settled
+    from expunge.pipeline import Run
+    from expunge.planning import settled
 
     given = {"method": "manu", "budget": 0.1, "seed": 5, "batch_size": 8}
     paths = {"model": str(task.vanilla), "gold": str(task.gold)}

@@ -11,8 +11,9 @@ import torch
 
 import expunge
 from expunge.adapters import write_lora
+from expunge.encoding import batches
 from expunge.errors import InputError
-from expunge.models import Prompter, batches
+from expunge.models import Prompter
 from expunge.plan import Plan, SiteEdit
 from expunge.sites import down_weight, find_sites
 

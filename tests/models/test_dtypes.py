@@ -15,8 +15,9 @@ from families import FAMILIES
 from expunge import make_plan
 from expunge.collect import collect_inputs
 from expunge.edit import applied, fingerprint, save_checkpoint
+from expunge.encoding import as_floats, input_device
 from expunge.errors import InputError
-from expunge.models import as_floats, input_device, load
+from expunge.models import load
 from expunge.plan import Plan, SiteEdit
 from expunge.sites import down_module, down_weight, find_sites
 

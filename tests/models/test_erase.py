@@ -15,7 +15,7 @@ from expunge.methods.base import ASIDE, NOISE_SET, SAID_SET
 from expunge.methods.erase import ENERGY, LEVELS, Erased, allowed, erase
 from expunge.methods.filter_search import edits_at, scales_of, views_of
 from expunge.models import Prompter, load
-from expunge.pipeline import chosen_sites, make_plan, settled
+from expunge.planning import chosen_sites, make_plan, settled
 from expunge.probe_set import ProbeSet
 
 

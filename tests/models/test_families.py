@@ -16,8 +16,8 @@ from expunge.collect import Counting, collect_inputs, record
 from expunge.config import RunConfig
 from expunge.edit import fingerprint, save_checkpoint
 from expunge.methods import METHODS, Evidence
-from expunge.pipeline import settled
 from expunge.plan import Plan
+from expunge.planning import settled
 from expunge.sites import down_module, down_weight, find_sites
 
 TOWERS = ("vision", "audio", "connector", "language")

@@ -12,6 +12,7 @@ from torch import nn
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS
 from expunge.edit import applied, fingerprint, save_checkpoint
+from expunge.encoding import batches
 from expunge.ends import end_directions
 from expunge.errors import InputError
 from expunge.evaluate import ask
@@ -20,9 +21,9 @@ from expunge.methods.base import PICTURE, Fit, Verdict
 from expunge.methods.erase import Erased
 from expunge.methods.gated import Chain, leaps
 from expunge.methods.seek import GAIN, Bounds, Found, Looked, Place, edits_at, threshold
-from expunge.models import Prompter, batches, load
-from expunge.pipeline import make_plan
+from expunge.models import Prompter, load
 from expunge.plan import Plan, SiteEdit
+from expunge.planning import make_plan
 from expunge.probe_set import ProbeSet
 from expunge.sites import explains, find_sites, inner_of
 

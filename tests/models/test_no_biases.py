@@ -6,10 +6,11 @@ from transformers import Qwen2Config
 
 from expunge.data import CONDITIONS
 from expunge.edit import applied, save_checkpoint
+from expunge.encoding import batches
 from expunge.fiction.build import as_kind
 from expunge.fiction.shipped import checkpoint, suite
-from expunge.models import Prompter, batches, load
-from expunge.pipeline import make_plan
+from expunge.models import Prompter, load
+from expunge.planning import make_plan
 from expunge.probe_set import ProbeSet
 
 

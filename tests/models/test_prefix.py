@@ -18,8 +18,8 @@ from expunge import prefix
 from expunge.collect import Counting, collect_inputs, collect_statistics
 from expunge.data import Example
 from expunge.edit import edited
+from expunge.encoding import batches
 from expunge.evaluate import generate, teacher_forced
-from expunge.models import batches
 from expunge.plan import SiteEdit
 from expunge.prefix import Shared, shared_batches
 from expunge.probe_set import ProbeSet

@@ -17,22 +17,16 @@ from PIL import Image
 from processors import NOT_BUILT, RECIPES
 from scipy.io import wavfile
 
-from expunge.collect import Counting, collect_inputs, collect_statistics, position_mask
+from expunge.collect import Counting, collect_inputs, collect_statistics
 from expunge.data import Example, read
 from expunge.edit import applied, save_checkpoint
+from expunge.encoding import Batch, batches, encodes_apart, placeholder_mask
 from expunge.errors import InputError
 from expunge.evaluate import generate, teacher_forced
 from expunge.formats.signal import read_signal
-from expunge.models import (
-    Batch,
-    Prompter,
-    batches,
-    encodes_apart,
-    load,
-    load_processor,
-    placeholder_mask,
-)
-from expunge.pipeline import make_plan
+from expunge.models import Prompter, load, load_processor
+from expunge.planning import make_plan
+from expunge.positions import position_mask
 from expunge.sites import find_sites
 
 TEMPLATE = "<user>{image}{question}<assistant>"

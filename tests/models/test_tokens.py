@@ -6,11 +6,12 @@ import torch
 from expunge.bench import Bench
 from expunge.config import RunConfig
 from expunge.data import Example
+from expunge.encoding import batches
 from expunge.fiction.build import build_model, build_processor
 from expunge.fiction.world import World
 from expunge.methods.base import PLAIN_SET
-from expunge.models import Prompter, batches
-from expunge.pipeline import settled
+from expunge.models import Prompter
+from expunge.planning import settled
 from expunge.sites import find_sites
 
 

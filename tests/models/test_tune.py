@@ -19,10 +19,11 @@ from expunge.collect import Counting
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS, Example
 from expunge.edit import fingerprint
+from expunge.encoding import batches
 from expunge.errors import InputError
 from expunge.gradients import Answers, collect_attributions
 from expunge.methods.base import Grid
-from expunge.models import Prompter, batches
+from expunge.models import Prompter
 from expunge.plan import Plan, SiteEdit
 from expunge.sites import down_module, find_sites
 

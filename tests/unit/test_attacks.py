@@ -37,12 +37,14 @@ from expunge.cli import app
 from expunge.config import RunConfig
 from expunge.data import Suite, write_jsonl
 from expunge.edit import save_checkpoint
+from expunge.encoding import batches
 from expunge.errors import InputError
 from expunge.evaluate import answer_logits, teacher_forced
 from expunge.fiction.build import build_model
-from expunge.models import Prompter, batches
-from expunge.pipeline import Run, make_plan, settled
+from expunge.models import Prompter
+from expunge.pipeline import Run
 from expunge.plan import Plan
+from expunge.planning import make_plan, settled
 from expunge.probe_set import ProbeSet
 
 

@@ -11,6 +11,7 @@ import torch
 
 from expunge import metrics
 from expunge.data import Suite, load_image
+from expunge.encoding import batches
 from expunge.ends import end_tokens
 from expunge.evaluate import (
     answer_length,
@@ -20,7 +21,7 @@ from expunge.evaluate import (
     generate,
     teacher_forced,
 )
-from expunge.models import Prompter, batches
+from expunge.models import Prompter
 
 evaluation = importlib.import_module("expunge.evaluate")
 TEMPLATE = "{image}{question} Answer: "

@@ -22,7 +22,7 @@ FILES = {
 PURE = ("stats", "importance", "selection", "subspace", "plan", "metrics")
 TOUCH_MODELS = (
     *("models", "sites", "collect", "experts", "edit", "evaluate", "attacks", "fiction", "tune"),
-    "prefix",
+    *("encoding", "positions", "prefix"),
 )
 # What runs a stage, by the part it is in; other names there may be shared.
 STAGES = {
@@ -147,7 +147,8 @@ def test_only_the_pipeline_joins_stages():
 def test_the_command_line_loads_no_stage_before_a_command_runs():
     members = [module for module in FILES if part(module) == "cli"]
     assert members
-    late = {*STAGES, *TOUCH_MODELS, *PURE, "pipeline", "methods", "compare", "search", "data"}
+    late = {*STAGES, *TOUCH_MODELS, *PURE, "pipeline", "planning"}
+    late |= {"methods", "compare", "search", "data"}
     for module in members:
         early = {
             part(n) for n, at_load, _ in imports(module) if at_load and n.startswith("expunge.")

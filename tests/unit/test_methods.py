@@ -14,10 +14,11 @@ import expunge
 from expunge import methods
 from expunge.data import CONDITIONS
 from expunge.edit import fingerprint
+from expunge.encoding import batches
 from expunge.errors import InputError
 from expunge.methods import gradient, manu_released, prompting, selective, traits
 from expunge.methods.base import Grid
-from expunge.models import Prompter, batches
+from expunge.models import Prompter
 from expunge.pipeline import evaluate_models
 from expunge.plan import Plan
 from expunge.selection import select

@@ -12,13 +12,14 @@ import torch
 from expunge.collect import Counting, collect_statistics
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS, Example
+from expunge.encoding import batches
 from expunge.evidence import each_picture, folded, gather
 from expunge.fiction.build import IMAGE_TOKENS, build_model, build_processor
 from expunge.fiction.world import World
 from expunge.methods import METHODS
 from expunge.methods.filter_search import NOISE, RIDGE, views_of
 from expunge.methods.filters import moment
-from expunge.models import Prompter, batches
+from expunge.models import Prompter
 from expunge.noise import (
     altered_like,
     dead_leaves,
@@ -28,7 +29,7 @@ from expunge.noise import (
     related_like,
     told_by,
 )
-from expunge.pipeline import chosen_sites, settled
+from expunge.planning import chosen_sites, settled
 from expunge.subspace import conditioned
 
 

@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 from expunge import metrics
 from expunge.attacks.base import ASKED_WITH, MODELS, Attack, Candidate, Context, Result
 from expunge.data import CONDITIONS, Example
+from expunge.encoding import Batch, batches
 from expunge.evaluate import answer_logits
-from expunge.models import Batch, batches
 
 BACKWARD = 24
 

@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 from expunge import metrics
 from expunge.attacks.base import ASKED_WITH, Attack, Candidate, Context, Result
 from expunge.data import CONDITIONS, Example
+from expunge.encoding import batches
 from expunge.evaluate import answer_logits
-from expunge.models import batches
 from expunge.probe_set import ProbeSet
 
 STEPS = (0, 5, 10, 20, 50, 100)

@@ -15,8 +15,9 @@ from expunge.data import Example, Suite
 from expunge.errors import InputError, unknown
 from expunge.folder import write_json
 from expunge.models import Prompter, load
-from expunge.pipeline import PATHS, make_plan, read_suite
+from expunge.pipeline import read_suite
 from expunge.plan import Plan
+from expunge.planning import PATHS, make_plan
 from expunge.progress import Progress
 
 EMBEDDED = "fiction"

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from expunge.attacks.base import Candidate
 from expunge.data import Example
+from expunge.encoding import batches
 from expunge.errors import InputError
-from expunge.models import accepts, batches
+from expunge.models import accepts
 
 
 @torch.inference_mode()

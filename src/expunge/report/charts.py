@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 SHAPES = ("circle", "diamond", "square", "triangle")
-DASHES = ("none", "7 4", "2 3", "10 3 2 3")
 COLOURS = 6
 SPAN = (80.0, 316.0)  # where 0 and 100 % stand in a dot plot
 NARROW = 500  # pictures wider than this scroll on a telephone
@@ -166,71 +165,6 @@ def histogram(
     return _svg(ident, title, desc, 640, bottom + 46, parts)
 
 
-def line_plot(
-    ident: str,
-    title: str,
-    desc: str,
-    curves: Mapping[str, Sequence[tuple[float, float]]],
-    axes: tuple[str, str] = ("", ""),
-    *,
-    hues: Sequence[int] = (),
-    names: Sequence[str] = (),
-    chosen: int | None = None,
-    limit: float | None = None,
-) -> Markup:
-    """Draw curves, told apart by dashes and markers as well as by colour.
-
-    Args:
-        ident: Prefix of the element ids, unique in the page.
-        title: Accessible name.
-        desc: Accessible description.
-        curves: {name: points in order}; at least one point in all.
-        axes: Labels of the horizontal and the vertical axis.
-        hues: One colour and marker per curve; curves that share one differ in their dashes.
-            By default every curve has its own.
-        names: What to print at x = 0, 1, 2 and so on, where x only counts.
-        chosen: The x to mark with a vertical line, or None.
-        limit: The y to mark with a horizontal line, or None.
-    """
-    points = [point for curve in curves.values() for point in curve]
-    x_low, x_high = _span([x for x, _ in points])
-    y_low, y_high = _span([*(y for _, y in points), 0.0])
-    left, right = 60.0, 610.0
-    top = 44.0 + 18 * len(curves)
-    bottom = top + 200
-    styles = _styles(hues or range(len(curves)))
-    parts = [*_curve_legend(list(curves), styles, left, 14), _text(8, top - 16, axes[1])]
-    parts.append(_text((left + right) / 2, bottom + 38, axes[0], "middle"))
-    for value in range(len(names)) if names else ticks(x_low, x_high):
-        x = _place(value, x_low, x_high, left, right)
-        told = names[int(value)] if names else f"{value:g}"
-        parts += [_line(x, top, x, bottom, "grid"), _text(x, bottom + 18, told, "middle")]
-    if chosen is not None:
-        x = _place(chosen, x_low, x_high, left, right)
-        parts += [_line(x, top - 6, x, bottom, "threshold"), _text(x, top - 10, "chosen", "middle")]
-    if limit is not None:
-        y = _place(limit, y_low, y_high, bottom, top)
-        parts += [_line(left, y, right, y, "chance"), _text(left + 6, y + 14, "limit")]
-    for value in ticks(y_low, y_high):
-        y = _place(value, y_low, y_high, bottom, top)
-        parts += [_line(left, y, right, y, "grid"), _text(left - 6, y + 4, f"{value:g}", "end")]
-    for (hue, dash), curve in zip(styles, curves.values(), strict=True):
-        spots = [
-            (_place(x, x_low, x_high, left, right), _place(y, y_low, y_high, bottom, top))
-            for x, y in curve
-        ]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-        parts.append(
-            Markup('<polyline class="curve c{}" stroke-dasharray="{}" points="{}"/>').format(
-                hue % COLOURS, dash, path
-            )
-        )
-        for (x, y), (raw_x, raw_y) in zip(spots, curve, strict=True):
-            told = names[int(raw_x)] if names else f"{raw_x:g}"
-            parts.append(_marker(hue, x, y, f"{told}: {raw_y:.3g}"))
-    return _svg(ident, title, desc, 640, bottom + 46, parts)
-
-
 def ticks(low: float, high: float, wanted: int = 6) -> list[float]:
     """Round axis values inside [low, high], 1, 2 or 5 times a power of ten apart."""
     if high <= low:
@@ -240,11 +174,6 @@ def ticks(low: float, high: float, wanted: int = 6) -> list[float]:
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]
-
-
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def _place(value: float, low: float, high: float, start: float, end: float) -> float:
@@ -311,28 +240,6 @@ def _heat(cell: Cell, x: float, y: float, width: float, height: float, depth: fl
 def _spot(index: int) -> tuple[float, float]:
     """Where entry `index` of a dot plot's legend stands: four in a line."""
     return 16 + 108.0 * (index % 4), 14 + 18.0 * (index // 4)
-
-
-def _styles(hues: Sequence[int]) -> list[tuple[int, str]]:
-    """Hue and dashes of every curve: the first of each hue takes the first dashes."""
-    alone = len(set(hues)) == len(hues)
-    places = [n if alone else list(hues[:n]).count(hue) for n, hue in enumerate(hues)]
-    return [(hue, DASHES[n % len(DASHES)]) for hue, n in zip(hues, places, strict=True)]
-
-
-def _curve_legend(
-    names: Sequence[str], styles: Sequence[tuple[int, str]], x: float, y: float
-) -> list[Markup]:
-    parts: list[Markup] = []
-    for row, (name, (hue, dash)) in enumerate(zip(names, styles, strict=True)):
-        level = y + 18 * row
-        parts.append(
-            Markup(
-                '<line class="curve c{}" stroke-dasharray="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>'
-            ).format(hue % COLOURS, dash, x - 20, level, x + 20, level)
-        )
-        parts += [_marker(hue, x, level, ""), _text(x + 28, level + 4, name)]
-    return parts
 
 
 def _marker(index: int, x: float, y: float, note: str) -> Markup:

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from expunge.data import CONDITIONS
-from expunge.report.charts import line_plot
+from expunge.report.curves import line_plot
 from expunge.report.figures import CONDITION_NAMES, Table, as_list, as_map, figure, plain, short
 
 TITLES = {

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from expunge.data import SETS
 from expunge.errors import InputError
-from expunge.report.charts import line_plot
+from expunge.report.curves import line_plot
 from expunge.report.figures import MISSING, Table, as_list, as_map, figure, flatten, plain, short
 from expunge.report.folder import Run
 from expunge.report.results import MODELS
