@@ -20,6 +20,7 @@ from expunge.formats.wording import named
 from expunge.prompting import Prompter
 
 NUMBER = 24
+MOST = 1536
 
 
 def asked_like(
@@ -44,8 +45,8 @@ def asked_like(
         batch_size: Questions per forward pass.
 
     Returns:
-        At most `NUMBER` rows of each subject, in none of whose forms `forget` asks. One that is
-        answered differently in its two forms is two.
+        At most `NUMBER` questions about each subject and `MOST` in all, the same number about each,
+        in none of whose forms `forget` asks. One answered differently in its two forms is two rows.
     """
     if not getattr(model, "can_generate", bool)():
         return []
@@ -55,7 +56,7 @@ def asked_like(
     for subject in subjects:
         mine = [e for e in forget if e.subject == subject]
         order = [retain[i] for i in rng.permutation(len(retain))]
-        found += islice(_put(mine, order, rng), NUMBER)
+        found += islice(_put(mine, order, rng), min(NUMBER, MOST // len(subjects)))
     length = answer_length(prompter, retain)
     said = [
         _answers(model, prompter, found, c, max_new_tokens=length, batch_size=batch_size)

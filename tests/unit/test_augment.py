@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from expunge import augment
 from expunge.augment import NUMBER, asked_like, renamed
 from expunge.data import CONDITIONS, Example
 from expunge.evaluate import generate
@@ -74,6 +75,15 @@ def test_the_same_seed_asks_the_same(world, sets, asked):
     again = asked_like(*world, given, sets["retain"], 0)
     assert again == asked
     assert asked_like(*world, given, sets["retain"], 1) != asked
+
+
+def test_many_subjects_share_what_is_asked_in_all(world, sets, monkeypatch):
+    given = one_each(sets["forget"])
+    for most, each in ((2 * len(given) + 1, 2), (len(given) - 1, 0)):
+        monkeypatch.setattr(augment, "MOST", most)
+        found = asked_like(*world, given, sets["retain"], 0)
+        counts = Counter(e.subject for e in found if e.question)
+        assert set(counts.values()) <= {each} and bool(found) == bool(each)
 
 
 def test_only_forms_that_the_subject_has(world, sets):
