@@ -11,16 +11,26 @@ from torch import nn
 
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS
+from expunge.detectors import Background
 from expunge.edit import applied, fingerprint, save_checkpoint
 from expunge.encoding import batches
 from expunge.ends import end_directions
 from expunge.errors import InputError
 from expunge.evaluate import ask
 from expunge.fiction.shipped import checkpoint, suite
-from expunge.methods.base import PICTURE, Fit, Verdict
+from expunge.methods.base import PICTURE, Fit, Tokens, Verdict
 from expunge.methods.erase import Erased
 from expunge.methods.gated import Chain, leaps
-from expunge.methods.seek import GAIN, Bounds, Found, Looked, Place, edits_at, threshold
+from expunge.methods.seek import (
+    GAIN,
+    Bounds,
+    Found,
+    Looked,
+    Place,
+    Seeker,
+    edits_at,
+    threshold,
+)
 from expunge.models import Prompter, load
 from expunge.plan import Plan, SiteEdit
 from expunge.planning import make_plan
@@ -273,6 +283,27 @@ def test_the_view_of_pictures_is_settled_once_a_difference_is_seen():
     assert [viewed(place), viewed(shadow)] == [2, 2] and chain.views == {"multi": PICTURE}
     two = 0.0
     assert [viewed(place), viewed(place, turn=1)] == [2, 1]  # settled; the other in a second turn
+
+
+def test_a_group_that_is_kept_too_does_not_hide_another():
+    """Sixty positions as many kept ones are, twenty as none is; the larger group is tried first."""
+    generator = torch.Generator().manual_seed(0)
+
+    def near(axis, number):
+        return torch.randn(number, 16, generator=generator) + 8 * torch.eye(16)[axis]
+
+    background = Background.of(
+        torch.cat([near(0, 400), torch.randn(4000, 16, generator=generator)])
+    )
+    x = torch.cat([near(0, 60), near(1, 20)])
+    none = torch.zeros(80, dtype=torch.bool)
+    tokens = Tokens(x, none, torch.ones(4), x[:, :3], torch.arange(80) % 10, none)
+    access = SimpleNamespace(owners=lambda *_: ["who"] * 10, ends=None)
+    seeker = Seeker(access, background, Place(Fit(True, True), None, torch.arange(4), 1.0))
+    assert seeker.seek(Looked("text", tokens, {"who"}, 1), "text") == []
+    (found,) = seeker.seek(Looked("text", tokens, {"who"}, 2), "text")
+    fires = x @ found.row > found.kept
+    assert fires[60:].float().mean() > 0.9 and not fires[:60].any()
 
 
 def test_a_weaker_edit_starts_later():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from expunge.config import bytes_of
 from expunge.data import CONDITIONS
-from expunge.detectors import Background, detectors
+from expunge.detectors import CLEAR, Background, detectors
 from expunge.errors import InputError
 from expunge.methods.base import (
     ASIDE,
@@ -222,7 +222,7 @@ class Seeker:
                 fires = level > kept
                 questions = tokens.question[at][fires].unique().numel()
                 if kept > HIGHEST or int(fires.sum()) < FEWEST or questions < COVER * total[name]:
-                    del mine[name]
+                    mine[name] = at[(level < CLEAR).cpu()]
                     continue
                 weight = (level - kept).clamp_min(0)
                 take = self._unending((weight[:, None] * tokens.out[at]).sum(0) / weight.sum())
