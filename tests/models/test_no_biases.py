@@ -43,7 +43,8 @@ def test_it_forgets_all_the_same(world, tmp_path):
         }
         said = logits(model, processor, sets["forget"][:3])
         save_checkpoint(model, processor, tmp_path / "model")
-    assert max(found["forget"]) < 0.8 and min(found["neighbor"]) > 0.9
+    # with a quarter of the retain questions; with all, neighbours keep 0.91 (docs/experiments.md)
+    assert max(found["forget"]) < 0.4 and min(found["neighbor"]) > 0.83
     again, processor = load(tmp_path / "model")
     assert again.config.text_config.model_type == "qwen2"
     assert torch.equal(logits(again, processor, sets["forget"][:3]), said)
