@@ -212,6 +212,11 @@ def test_changed_weights_are_refused(copy, task, tmp_path, llava, processor):
     assert "weights of the model" in said.err
 
 
+def heed_interrupts():
+    """As in a terminal; what a shell starts in the background ignores them from the start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupt_leaves_a_run_that_goes_on(brief, task, tmp_path):
     """Ctrl-C once vanilla has been evaluated; what was done by then is not done again.
 
@@ -221,7 +226,12 @@ def test_interrupt_leaves_a_run_that_goes_on(brief, task, tmp_path):
         out = tmp_path / f"run{attempt}"
         command = [sys.executable, "-m", "expunge", "run", *task.brief, "--out", str(out), "--json"]
         job = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+            preexec_fn=heed_interrupts,
         )
         deadline = time.monotonic() + 90
         while not (out / "figures" / "vanilla.json").exists() and time.monotonic() < deadline:
