@@ -17,6 +17,7 @@ import numpy as np
 from expunge.data import CONDITIONS, Example
 from expunge.evaluate import answer_length, generate
 from expunge.formats.wording import named
+from expunge.models import generates
 from expunge.prompting import Prompter
 
 NUMBER = 24
@@ -48,15 +49,19 @@ def asked_like(
         At most `NUMBER` questions about each subject and `MOST` in all, the same number about each,
         in none of whose forms `forget` asks. One answered differently in its two forms is two rows.
     """
-    if not getattr(model, "can_generate", bool)():
+    stay = {e.subject for e in retain}
+    given: dict[str, list[Example]] = {}
+    for example in forget:
+        if example.subject not in stay:
+            given.setdefault(example.subject, []).append(example)
+    number = min(NUMBER, MOST // max(1, len(given)))
+    if not (given and number and generates(model)):
         return []
     rng = np.random.default_rng([seed, 31])
-    subjects = sorted({e.subject for e in forget} - {e.subject for e in retain})
     found: list[Example] = []
-    for subject in subjects:
-        mine = [e for e in forget if e.subject == subject]
+    for _, mine in sorted(given.items()):
         order = [retain[i] for i in rng.permutation(len(retain))]
-        found += islice(_put(mine, order, rng), min(NUMBER, MOST // len(subjects)))
+        found += islice(_put(mine, order, rng), number)
     length = answer_length(prompter, retain)
     said = [
         _answers(model, prompter, found, c, max_new_tokens=length, batch_size=batch_size)

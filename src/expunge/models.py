@@ -168,6 +168,11 @@ def check_checkpoint(model_id: str | Path) -> None:
         raise InputError(f"there is no model folder {model_id}, and it is no Hub id (owner/name)")
 
 
+def generates(model: Any) -> bool:
+    """Whether the model can write a text by itself."""
+    return bool(getattr(model, "can_generate", bool)())
+
+
 def accepts(model: Any, name: str) -> bool:
     """Whether the model's forward pass takes an argument of this name."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -25,6 +25,7 @@ from torch import Tensor
 from expunge.data import Example, load_image
 from expunge.encoding import input_device
 from expunge.errors import InputError
+from expunge.models import generates
 from expunge.prompting import Prompter
 
 NUMBER = 256
@@ -165,7 +166,7 @@ def told_by(
         seed: Of the draw.
         number: How many questions; none where the model cannot generate.
     """
-    if not getattr(model, "can_generate", bool)():
+    if not generates(model):
         return []
     tokenizer, words = prompter.tokenizer, list(_words(prompter))
     rng = np.random.default_rng([seed, 29])
