@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 
 .PHONY: demo test lint bench bench-methods bench-groups bench-paper bench-solve bench-speed \
-	bench-prefix picture real test-floor clean
+	bench-prefix picture real test-floor test-gpu clean
 demo: $(STAMP)
 	$(BIN)/expunge demo --out runs/demo
 
@@ -50,6 +50,10 @@ real: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --requirement recipes/real/requirements.txt
 	$(BIN)/python recipes/real/assemble.py
 	$(BIN)/python recipes/real/results.py
+
+# What needs a CUDA device.
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu
 
 # The family tests under the oldest transformers that is promised.
 test-floor:

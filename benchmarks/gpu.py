@@ -1,6 +1,6 @@
 """The whole run at LLaVA-1.5-7B's sizes on a GPU, random weights in bfloat16: benchmarks/gpu.json.
 
-    python benchmarks/gpu.py                      # on a GPU of 80 GB or more
+    python benchmarks/gpu.py [PART ...]           # on a GPU of 80 GB or more
     python benchmarks/gpu.py --shape tiny --people 2 --each 2 --out cpu.json --dtype float32
 
 350 forget and 350 retain questions (25 people, 14 questions each), with picture and as text. Times
@@ -9,6 +9,7 @@ forward passes over the same batches, and lists the 30 slowest kernels of the pl
 """
 
 import argparse
+import statistics
 import time
 from pathlib import Path
 
@@ -78,7 +79,8 @@ def ratios(model, processor, sets, chosen):
     }
     seconds = interleaved(jobs, chosen.repeats)
     found = {name: ratio(seconds, name, "forward") for name in jobs if name != "forward"}
-    return found | {"moment_sites": len(text)}
+    medians = {name: statistics.median(each) for name, each in seconds.items()}
+    return found | {"moment_sites": len(text), "seconds": medians}
 
 
 def kernels(model, processor, sets, chosen):
@@ -90,13 +92,19 @@ def kernels(model, processor, sets, chosen):
         make_plan(*given, method=chosen.methods[0], batch_size=chosen.batch_size)
     field = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     events = sorted(seen.key_averages(), key=lambda e: getattr(e, field), reverse=True)[:30]
-    return [{"name": e.key, "seconds": getattr(e, field) / 1e6, "calls": e.count} for e in events]
+    return [
+        {"name": e.key[:100], "seconds": getattr(e, field) / 1e6, "calls": e.count} for e in events
+    ]
+
+
+PARTS = {"run": whole, "ratios": ratios, "kernels": kernels}
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--shape", default="7b", choices=SHAPES)
     parser.add_argument("--people", type=int, default=25)
     parser.add_argument("--each", type=int, default=14, help="questions a person")
@@ -112,8 +120,10 @@ def main():
     model, processor = build(chosen.shape, device, getattr(torch, chosen.dtype))
     sets = questions(chosen.people, chosen.each)
     about = {"shape": chosen.shape, "questions": {n: len(rows) for n, rows in sets.items()}}
-    for name, part in {"run": whole, "ratios": ratios, "kernels": kernels}.items():
-        found = part(model, processor, sets, chosen)
+    for name in chosen.parts or PARTS:
+        if name not in PARTS:
+            parser.error(f"there is no part {name}, expected some of {', '.join(PARTS)}")
+        found = PARTS[name](model, processor, sets, chosen)
         keep(chosen.out, name, {**about, name: found})
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 
+if "gpu" not in sys.argv:  # `make test-gpu` runs what needs a CUDA device, all else is for the CPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

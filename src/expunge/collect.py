@@ -122,9 +122,9 @@ class _Collector:
         if self.now is None:
             return
         positions, examples, times = self.now
-        rows, owner = owned(site, z, tokens, positions, self.counting.unit, examples)
+        rows, owner, places = owned(site, z, tokens, positions, self.counting.unit, examples)
         if owner is None:
-            self.add(site, rows, times)
+            self.add(site, rows, times, places)
             return
         total, count = sums(rows, owner, examples)
         if times > 1 and site.tower == "language":
@@ -143,8 +143,11 @@ class _Collector:
         self.waiting.clear()
         self.now = None
 
-    def add(self, site: Site, rows: Tensor, times: int = 1) -> None:
-        """Add units [units, width], each `times` times; none make an entry all the same."""
+    def add(self, site: Site, rows: Tensor, times: int = 1, places: Tensor | None = None) -> None:
+        """Add units [units, width], or those at some places, each `times` times.
+
+        None make an entry all the same.
+        """
         key, width, device = site.key, site.width, rows.device
         if self.neurons and key not in self.found.neurons:
             self.found.neurons[key] = NeuronStats.zeros(width, self.counting.tau, device)
@@ -152,7 +155,7 @@ class _Collector:
             self.found.moments[key] = SecondMoment.zeros(width, device)
         for kept in (self.found.neurons, self.found.moments):
             if len(rows) and key in kept:
-                kept[key].update(rows, times=times)
+                kept[key].update(rows, times=times, places=places)
 
 
 @torch.inference_mode()

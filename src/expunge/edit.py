@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +33,31 @@ from expunge.sites import (
     inner_weight,
 )
 
+HASHING = 16
+"""Weights that are hashed at the same time at most."""
+
 
 def fingerprint(model: nn.Module) -> str:
     """Short hash of a model's weights: any change of any stored number changes it.
 
-    Each tensor enters with its shape, dtype and all its bytes, at about 750 MB/s on one core; names
-    do not, since they differ between library versions, and equal tensors count once, since tied
-    ones come apart when they are offloaded. A quantised tensor counts as those it is made of.
+    Each tensor enters with its shape, dtype and all its bytes, at about 750 MB/s on each of up to
+    `HASHING` cores; names do not, since they differ between library versions, and equal tensors
+    count once, since tied ones come apart when they are offloaded. A quantised tensor counts as
+    those it is made of.
     """
-    digests = []
-    for tensor in (part for each in stored_parameters(model) for part in _plain(each)):
-        summary = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        stored = tensor.detach().flatten().cpu().contiguous()
-        summary.update(stored.view(torch.uint8).numpy().data)
-        digests.append(summary.hexdigest())
-    return hashlib.sha256("".join(sorted(set(digests))).encode()).hexdigest()[:32]
+    parts = (part for each in stored_parameters(model) for part in _plain(each))
+    digests: set[str] = set()
+    with ThreadPoolExecutor(min(HASHING, os.cpu_count() or 1)) as pool:
+        while some := list(itertools.islice(parts, HASHING)):  # so that few are read at a time
+            digests.update(pool.map(_hashed, some))
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:32]
+
+
+def _hashed(tensor: Tensor) -> str:
+    summary = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+    stored = tensor.detach().flatten().cpu().contiguous()
+    summary.update(stored.view(torch.uint8).numpy().data)
+    return summary.hexdigest()
 
 
 def _plain(tensor: Tensor) -> Iterator[Tensor]:

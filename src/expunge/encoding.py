@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -85,9 +86,26 @@ class Batch:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """The batch on a device, with floating-point inputs in the model's dtype."""
-        inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.inputs.items()}
-        mask, answer, closing = (t.to(device) for t in (self.mask, self.answer, self.closing))
+        inputs = {
+            k: _sent(v, device) if isinstance(v, Tensor) else v for k, v in self.inputs.items()
+        }
+        mask, answer, closing = (_sent(t, device) for t in (self.mask, self.answer, self.closing))
         return Batch(self.rows, as_floats(inputs, dtype), mask, answer, closing)
+
+
+def _sent(value: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; to a CUDA device it goes while that still computes."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
+
+
+def loaded(pictures: Sequence[Any]) -> list[Any]:
+    """Pictures as `load_image` reads them, each once, several at a time."""
+    once: dict[Any, Any] = {each if isinstance(each, str) else id(each): each for each in pictures}
+    with ThreadPoolExecutor() as pool:
+        read = dict(zip(once, pool.map(load_image, once.values()), strict=True))
+    return [read[each if isinstance(each, str) else id(each)] for each in pictures]
 
 
 def batches(
@@ -168,7 +186,7 @@ def encoded(
         Batches; together they cover every question once.
     """
     pictures = [examples[a.row].image for a in asked] if condition == "multi" else []
-    images = [load_image(each) for each in pictures if each is not None]
+    images = loaded([each for each in pictures if each is not None])
     if encodes_apart(model):
         batch = encode_apart(prompter, asked, images, decoder_start(model))
     else:

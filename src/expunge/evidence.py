@@ -77,11 +77,15 @@ def gather(
 def _moments(
     collector: _Collector, reach: Mapping[Name, list[Site]], sites: Sequence[Site], method: Method
 ) -> Mapping[Name, Any]:
-    """Second moments; none where they do not fit and the method can do without."""
+    """Second moments; none where they do not fit and the method can do without.
+
+    Without a stated limit, half of what is free is theirs, and three quarters where nothing but
+    forward passes goes on beside them.
+    """
     memory = collector.config.memory
-    limit = None if memory is None else bytes_of(memory)
-    if method.aside and limit is None:
-        limit = least(free_memory(input_device(collector.model)) // 2)
+    free = free_memory(input_device(collector.model))
+    share = free // 2 if method.aside else 3 * free // 4
+    limit = least(share) if memory is None else bytes_of(memory)
     try:
         groups = groups_within(limit, sites, reach, held_beside(sites, method))
     except InputError:

@@ -133,6 +133,10 @@ class SiteEdit:
             rewire = Rewire(**whole)
         return cls(prune, scale, lowrank, steer, rewire)
 
+    def cpu(self) -> SiteEdit:
+        """The same in the CPU's memory."""
+        return SiteEdit.from_tensors({name: t.cpu() for name, t in self.tensors().items()})
+
     def join(self, other: SiteEdit) -> SiteEdit:
         """Both edits; the same whichever comes first, bit for bit."""
         first, second = sorted((self, other), key=lambda e: _digest(e.tensors()))

@@ -115,7 +115,8 @@ def decide(
     asked = evidence.method or config.method
     outcome = methods.get(asked).decide(evidence, config)
     about = {s.key: {"tower": s.tower, "path": s.path, "width": s.width} for s in evidence.sites}
-    sites = {key: about[key] for key in outcome.edits}
+    edits = {key: edit.cpu() for key, edit in outcome.edits.items()}
+    sites = {key: about[key] for key in edits}
     origin = provenance(model, forget, retain, config)
     if isinstance(evidence.moments, Passes):
         origin["passes"] = [{"sites": len(group)} for group in evidence.moments.groups]
@@ -125,7 +126,7 @@ def decide(
         origin["notes"] = dict(outcome.notes)
     if outcome.system_prompt:
         origin["system_prompt"] = outcome.system_prompt
-    return Plan(outcome.edits, sites, origin, outcome.scores)
+    return Plan(edits, sites, origin, outcome.scores)
 
 
 def make_plan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class Positions:
     decoder: Tensor | None
     media: tuple[Tensor, ...]
     exact: bool
+    _places: list[tuple[Tensor, Tensor | None]] = field(default_factory=list, compare=False)
 
     @classmethod
     def of(cls, model: Any, batch: Batch, chosen: str, towers: Iterable[str]) -> Positions:
@@ -52,6 +53,18 @@ class Positions:
         )
         exact = chosen != "all" or not bool(main.all()) or not bool(language.all())
         return cls(language, main if decodes else None, media, exact)
+
+    def places(self, mask: Tensor) -> Tensor | None:
+        """Where a mask is true, as positions in it flattened, int64; None is everywhere.
+
+        Looked up once for every mask, since a GPU has to be waited for.
+        """
+        for known, places in self._places:
+            if known is mask:
+                return places
+        found = None if bool(mask.all()) else torch.nonzero(mask.flatten())[:, 0]
+        self._places.append((mask, found))
+        return found
 
     def mask(self, site: Site, z: Tensor) -> Tensor | None:
         """What counts of z [..., width]; None is everything."""
@@ -109,21 +122,24 @@ def rows_of(
     Raises:
         InputError: It cannot be told which units belong to which position or example.
     """
-    units, owner = owned(site, z, tokens, positions, unit, examples)
-    return units if owner is None else means(*sums(units, owner, examples))
+    units, owner, places = owned(site, z, tokens, positions, unit, examples)
+    if owner is not None:
+        return means(*sums(units, owner, examples))
+    return units if places is None else units[places]
 
 
 def owned(
     site: Site, z: Tensor, tokens: Tensor | None, positions: Positions, unit: str, examples: int
-) -> tuple[Tensor, Tensor | None]:
-    """Counted positions of z, [n, width], and counting per example whose each is, int64 [n].
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Positions of z, [n, width]; counting per example whose each is; and which of them count.
 
-    Arguments and errors are those of `rows_of`.
+    Arguments and errors are those of `rows_of`. Whose each is, int64 [n], is None counting per
+    token; which count, int64 [m], is None for all, as it always is counting per example.
     """
     mask = positions.mask(site, z)
     if tokens is not None and mask is not None:
         kept = mask.flatten()[tokens]
-        return z[kept], None if unit == "token" else tokens[kept] // mask.shape[1]
+        return z[kept], None if unit == "token" else tokens[kept] // mask.shape[1], None
     if mask is not None and z.ndim == 2 and len(z) == mask.numel():
         z = z.view(*mask.shape, -1)
     if mask is not None and z.shape[:-1] != mask.shape:
@@ -135,7 +151,7 @@ def owned(
             )
         mask = None
     if unit == "token":
-        return (z.flatten(0, -2) if mask is None or bool(mask.all()) else z[mask]), None
+        return z.flatten(0, -2), None, None if mask is None else positions.places(mask)
     if examples > 1 and (z.ndim == 2 or len(z) != examples):
         raise InputError(
             f"site {site.key} ({site.path}) runs on {tuple(z.shape[:-1])} units for {examples}"
@@ -144,7 +160,7 @@ def owned(
     whole = torch.ones(z.shape[:-1], dtype=torch.bool, device=z.device) if mask is None else mask
     each = z.reshape(examples, -1, z.shape[-1])
     inside = whole.reshape(examples, -1)
-    return each[inside], torch.nonzero(inside)[:, 0]
+    return each[inside], torch.nonzero(inside)[:, 0], None
 
 
 def sums(z: Tensor, owner: Tensor, examples: int) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from expunge.encoding import (
     batches,
     encodes_apart,
     input_device,
+    loaded,
     padded_media,
     placeholder_mask,
 )
@@ -276,7 +277,7 @@ def _encoded(
     read = [[_read(prompter, asked[i]) for i in group.rows] for group in chunk]
     cut = min(group.cut for group in chunk)
     pictures = [examples[group.rows[0]].image for group in chunk] if media else []
-    images = [load_image(each) for each in pictures if each is not None]
+    images = loaded([each for each in pictures if each is not None])
     inputs = prompter.encode([asked[group.rows[0]].text for group in chunk], images, side="right")
     behind = [rows[0].ids[cut:] for rows in read]
     lengths = [_length(inputs, place, ids) for place, ids in enumerate(behind)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,10 @@ from torch import Tensor
 from expunge.errors import InputError
 
 NEURON_FIELDS = ("total", "absolute", "over", "square")
-CPU_BLOCK, BLOCK = 32, 4096
-"""Rows that are summed at a time: on a CPU as many as stay in its cache, elsewhere more."""
+BLOCK = 8 << 20
+"""Bytes of a block of rows in float64, of which two are held while they are summed."""
+PANELS, NARROW = 6, 256
+"""A second moment is summed in so many panels, none narrower than this."""
 
 
 @dataclass
@@ -45,20 +49,38 @@ class NeuronStats:
         total, absolute, over, square = torch.zeros(4, width, dtype=torch.float64, device=device)
         return cls(0, total, absolute, over, square, tau)
 
-    def update(self, z: Tensor, mask: Tensor | None = None, times: int = 1) -> None:
+    def update(
+        self,
+        z: Tensor,
+        mask: Tensor | None = None,
+        times: int = 1,
+        places: Tensor | None = None,
+    ) -> None:
         """Add activations.
 
         Args:
             z: Activations, any float dtype, [..., width].
             mask: Which positions count, bool [...]; None counts all.
             times: How often each counts.
+            places: Instead of a mask, which rows of z [rows, width] count, int64 [n].
         """
-        rows = counted(z, mask, self.total.numel())
-        self.count += rows.shape[0] * times
-        size = CPU_BLOCK if rows.device.type == "cpu" else BLOCK
+        rows, places = counted(z, mask, places, self.total.numel())
+        number = len(rows) if places is None else len(places)
+        self.count += number * times
+        if not number:
+            return
+        if rows.device.type == "cuda" and rows.dtype != torch.float64 and _triton():
+            from expunge.kernels import neuron_sums
+
+            sums = neuron_sums(rows, self.tau, places)
+            kept = [getattr(self, name) for name in NEURON_FIELDS]
+            torch._foreach_add_(kept, list(sums), alpha=times)
+            return
+        size = max(1, min(number, BLOCK // (8 * rows.shape[1])))
         scratch = torch.empty(2, size, rows.shape[1], dtype=torch.float64, device=rows.device)
-        for block in rows.split(size):
-            exact, active = scratch[:, : len(block)]
+        for part in (rows if places is None else places).split(size):
+            exact, active = scratch[:, : len(part)]
+            block = part if places is None else rows.index_select(0, part)
             self._add(block, exact, active, times)
 
     def _add(self, rows: Tensor, exact: Tensor, active: Tensor, times: int) -> None:
@@ -134,11 +156,14 @@ class SecondMoment:
 
     Attributes:
         count: Number of units summed.
-        outer: Sum of z z^T, [width, width]; float64 unless asked otherwise.
+        upper: The sum, [width, width]; float64 unless asked otherwise. What is below the diagonal
+            may be missing; read `outer`.
+        whole: Whether nothing is missing.
     """
 
     count: int
-    outer: Tensor
+    upper: Tensor
+    whole: bool = True
 
     @classmethod
     def zeros(
@@ -150,16 +175,41 @@ class SecondMoment:
         """The moment of nothing, for a site of `width` neurons."""
         return cls(0, torch.zeros(width, width, dtype=dtype, device=device))
 
-    def update(self, z: Tensor, mask: Tensor | None = None, times: int = 1) -> None:
-        """Add activations z [..., width] where mask [...] is true; products in z's precision.
+    def update(
+        self,
+        z: Tensor,
+        mask: Tensor | None = None,
+        times: int = 1,
+        places: Tensor | None = None,
+    ) -> None:
+        """Add activations, products in their own precision.
 
-        Each counts `times` times. Half-precision activations are multiplied in float32.
+        Arguments are those of `NeuronStats.update`. Products of half-precision activations are
+        exact in float32, in which they are summed. What is below the diagonal is left to `outer`.
         """
-        rows = counted(z, mask, self.outer.shape[0])
-        if rows.dtype not in (torch.float32, torch.float64):
-            rows = rows.float()
+        rows, places = counted(z, mask, places, len(self.upper))
+        rows = rows if places is None else rows.index_select(0, places)
         self.count += rows.shape[0] * times
-        self.outer.add_(rows.T @ rows, alpha=times)
+        for begin, end in self._panels():
+            product = _product(rows[:, begin:end].T, rows[:, begin:])
+            self.upper[begin:end, begin:].add_(product, alpha=times)
+        self.whole = False
+
+    def _panels(self) -> list[tuple[int, int]]:
+        """Where each panel of rows begins and ends."""
+        width = len(self.upper)
+        each = max(NARROW, -(-width // PANELS // 64) * 64)
+        return [(begin, min(begin + each, width)) for begin in range(0, width, each)]
+
+    @property
+    def outer(self) -> Tensor:
+        """Sum of z z^T, [width, width]; the same memory every time."""
+        if not self.whole:
+            with torch.inference_mode():  # in which it may have been summed
+                for begin, end in self._panels():
+                    self.upper[end:, begin:end] = self.upper[begin:end, end:].T
+            self.whole = True
+        return self.upper
 
     @property
     def mean(self) -> Tensor:
@@ -189,18 +239,36 @@ class SecondMoment:
         self.count = _reduced_count(self.count, self.outer.device)
 
 
-def counted(z: Tensor, mask: Tensor | None, width: int) -> Tensor:
-    """The rows of z [..., width] that count, [units, width]."""
+@functools.cache
+def _triton() -> bool:
+    """Whether Triton, which comes with torch for CUDA, is there."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """The matrix product, of half precisions in float32."""
+    if left.dtype in (torch.float32, torch.float64):
+        return left @ right
+    if left.device.type == "cuda":
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def counted(
+    z: Tensor, mask: Tensor | None, places: Tensor | None, width: int
+) -> tuple[Tensor, Tensor | None]:
+    """Activations as rows [n, width], and which of them count, int64 [m]; None is all."""
     if z.shape[-1] != width:
         raise InputError(f"activations of width {z.shape[-1]} given, the site has {width} neurons")
+    rows = z.reshape(-1, width)
     if mask is None:
-        return z.reshape(-1, width)
+        return rows, places
     if mask.shape != z.shape[:-1] or mask.dtype != torch.bool:
         raise InputError(
             f"the mask is {mask.dtype} of shape {tuple(mask.shape)}, expected bool of shape"
             f" {tuple(z.shape[:-1])}"
         )
-    return z[mask]
+    return rows, torch.nonzero(mask.flatten())[:, 0]
 
 
 def _reduced_count(count: int, device: torch.device) -> int:

@@ -75,6 +75,20 @@ def test_sums_equal_exact_loops_in_every_precision(dtype):
         close(getattr(stats, name), wanted)
 
 
+@pytest.mark.parametrize("width", [255, 256, 257, 600, 1600])
+def test_second_moments_of_wide_sites_are_whole_whenever_they_are_read(width):
+    """They are summed in panels; what is below the diagonal comes when it is asked for."""
+    z = activations(11, 12, width)
+    moment, exact = moment_of(z[:5]), z.double()
+    torch.testing.assert_close(moment.outer, exact[:5].T @ exact[:5], rtol=1e-5, atol=1e-6)
+    moment.update(z[5:])
+    for found in (moment.outer, moment.mean * 12, moment.tensors()["outer"]):
+        torch.testing.assert_close(found, exact.T @ exact, rtol=1e-5, atol=1e-6)
+        assert torch.equal(found, found.T)
+    both = moment_of(z[:5]).merge(moment_of(z[5:]))
+    torch.testing.assert_close(both.outer, moment.outer, rtol=1e-12, atol=1e-12)
+
+
 def test_rows_that_count_several_times():
     z = activations(8, 6, 5, dtype=torch.float64)
     stats, moment = stats_of(z[:2]), moment_of(z[:2])

@@ -159,7 +159,12 @@ def fit(
     recipe: Recipe,
     tick: Callable[[int, float, float, float], None],
 ) -> None:
-    """Train in place; each step sees `recipe.batch` questions under each condition."""
+    """Train in place; each step sees `recipe.batch` questions under each condition.
+
+    It runs on the first CUDA device if there is one; afterwards the model is on the CPU.
+    """
+    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
     optimiser = torch.optim.AdamW(_groups(model), lr=recipe.rate, betas=(0.9, 0.98))
     pad = source.encoder.processor.tokenizer.pad_token_id
     model.train()
@@ -174,14 +179,16 @@ def fit(
             rows = sorted(source.draw(recipe, condition), key=lambda row: len(row[0]))
             half = len(rows) // 2
             for part in (rows[:half], rows[half:]):
-                loss, right[condition] = answer_loss(model, *collate(part, pad))
+                batch, labels = collate(part, pad)
+                here = {name: value.to(device) for name, value in batch.items()}
+                loss, right[condition] = answer_loss(model, here, labels.to(device))
                 (loss / 2).backward()
                 total += loss.item() / 2
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         tick(step, total / 2, right["multi"], right["text"])
-    model.eval()
+    model.eval().to("cpu")
 
 
 def _groups(model: LlavaForConditionalGeneration) -> list[dict[str, Any]]:
