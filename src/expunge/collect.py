@@ -18,6 +18,7 @@ from expunge.models import Prompter, accepts
 from expunge.positions import POSITIONS, UNITS, Positions, means, owned, sums
 from expunge.prefix import Shared, lean, shared_batches
 from expunge.sites import Site, down_module, find_sites
+from expunge.sketch import Moment, Sketch
 from expunge.stats import NeuronStats, SecondMoment
 
 Receiver = Callable[[Site, Tensor, Tensor | None], None]
@@ -53,7 +54,7 @@ class Statistics:
     """What was collected on one data set under one condition, by site key."""
 
     neurons: dict[str, NeuronStats] = field(default_factory=dict)
-    moments: dict[str, SecondMoment] = field(default_factory=dict)
+    moments: dict[str, Moment] = field(default_factory=dict)
 
     def all_reduce(self) -> None:
         """Add up over the processes of the default group, in place."""
@@ -109,6 +110,7 @@ class _Collector:
     counting: Counting
     neurons: bool
     moments: bool
+    sketch: int | None = None
     found: Statistics = field(default_factory=Statistics)
     waiting: dict[str, tuple[Site, Tensor, Tensor]] = field(default_factory=dict)
     now: tuple[Positions, int, int] | None = None
@@ -152,7 +154,11 @@ class _Collector:
         if self.neurons and key not in self.found.neurons:
             self.found.neurons[key] = NeuronStats.zeros(width, self.counting.tau, device)
         if self.moments and key not in self.found.moments:
-            self.found.moments[key] = SecondMoment.zeros(width, device)
+            self.found.moments[key] = (
+                Sketch.zeros(width, self.sketch, device)
+                if self.sketch and 2 * self.sketch < width
+                else SecondMoment.zeros(width, device)
+            )
         for kept in (self.found.neurons, self.found.moments):
             if len(rows) and key in kept:
                 kept[key].update(rows, times=times, places=places)
@@ -167,6 +173,7 @@ def collect_inputs(
     condition: str = "multi",
     neurons: bool = True,
     moments: bool = False,
+    sketch: int | None = None,
     counting: Counting | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> Statistics:
@@ -182,6 +189,7 @@ def collect_inputs(
         condition: Under `text`, towers other than the language model need not run.
         neurons: Collect `NeuronStats`.
         moments: Collect `SecondMoment`.
+        sketch: Instead, at sites of more than twice as many neurons, a `Sketch` of this size.
         counting: Which positions count, and the unit.
         tick: Called with the number of examples done after each batch.
 
@@ -194,7 +202,7 @@ def collect_inputs(
     counting = counting or Counting()
     live = [s for s in (find_sites(model) if sites is None else sites) if not s.dead]
     towers = {s.tower for s in live}
-    collector = _Collector(counting, neurons, moments)
+    collector = _Collector(counting, neurons, moments, sketch)
 
     def expect(batch: Batch, times: int = 1) -> None:
         positions = Positions.of(model, batch, counting.positions, towers)
@@ -247,6 +255,7 @@ def collect_statistics(
     sites: Sequence[Site],
     neurons: bool = True,
     moments: bool = False,
+    sketch: int | None = None,
     counting: Counting | None = None,
     batch_size: int = 32,
     share: tuple[int, int] = (0, 1),
@@ -266,6 +275,7 @@ def collect_statistics(
         sites: Where to listen; dead sites are skipped.
         neurons: Collect `NeuronStats`.
         moments: Collect `SecondMoment`.
+        sketch: See `collect_inputs`.
         counting: Which positions count, and the unit.
         batch_size: Examples per forward pass.
         share: (i, n): run the i-th of n shares of the batches and add the sums up over the n
@@ -287,6 +297,7 @@ def collect_statistics(
         condition=condition,
         neurons=neurons,
         moments=moments,
+        sketch=sketch,
         counting=counting,
         tick=tick,
     )

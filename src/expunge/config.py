@@ -48,7 +48,10 @@ class RunConfig:
         eps: Added to denominators of importances and scores.
         batch_size: Examples per forward pass.
         memory: Most that second moments and the work on them may take beside the model and its
-            forward pass, in each process, such as 8GiB; None is no limit.
+            forward pass, in each process, such as 8GiB; None is half or three quarters of what is
+            free.
+        sketch: Hold second moments of wide sites in twice so many rows, within an error that the
+            plan states (see `sketch`); None holds them exactly.
         seed: Of everything random.
         dtype: Weight dtype, or auto.
         device: Where the model runs; None is the first CUDA device if there is one.
@@ -86,6 +89,7 @@ class RunConfig:
     eps: float = 1e-6
     batch_size: int = 32
     memory: str | None = None
+    sketch: int | None = None
     seed: int = 0
     dtype: str = "auto"
     device: str | None = None
@@ -196,6 +200,7 @@ def _words(kinds: list[Any]) -> str:
 def _check_figures(config: RunConfig) -> None:
     wrong = {
         "batch_size": config.batch_size < 1 and "at least 1",
+        "sketch": config.sketch is not None and config.sketch < 1 and "at least 1",
         "seed": config.seed < 0 and "at least 0",
         "tau": not 0 <= config.tau < math.inf and "a number of at least 0",
         "eps": not 0 < config.eps < math.inf and "a number above 0",

@@ -25,7 +25,8 @@ from expunge.parallel import least, part
 from expunge.passes import Name, Passes, free_memory, groups_within
 from expunge.progress import Progress
 from expunge.sites import Site, down_weight, inner_of
-from expunge.stats import NeuronStats, SecondMoment
+from expunge.sketch import Moment
+from expunge.stats import NeuronStats
 from expunge.subspace import workspace
 
 SAID = 32
@@ -87,7 +88,8 @@ def _moments(
     share = free // 2 if method.aside else 3 * free // 4
     limit = least(share) if memory is None else bytes_of(memory)
     try:
-        groups = groups_within(limit, sites, reach, held_beside(sites, method))
+        sketch = collector.config.sketch
+        groups = groups_within(limit, sites, reach, held_beside(sites, method), sketch)
     except InputError:
         if method.aside:
             return {}
@@ -158,7 +160,7 @@ class _Collector:
         """Neuron statistics by site key."""
         return self._run(of, sites, neurons=True).neurons
 
-    def moments(self, of: Name, sites: Sequence[Site]) -> dict[str, SecondMoment]:
+    def moments(self, of: Name, sites: Sequence[Site]) -> dict[str, Moment]:
         """Second moments by site key."""
         return self._run(of, sites, moments=True).moments
 
@@ -179,6 +181,7 @@ class _Collector:
                 counting=Counting(positions, self.config.unit, self.config.tau),
                 batch_size=self.config.batch_size,
                 share=part(),
+                sketch=self.config.sketch,
                 tick=tick,
                 **{"neurons": False, **what},
             )

@@ -38,6 +38,9 @@ BatchSize = Annotated[int | None, typer.Option(help="Examples per forward pass."
 Memory = Annotated[
     str | None, typer.Option(help="Limit for second moments and the work on them, such as 8GiB.")
 ]
+Sketch = Annotated[
+    int | None, typer.Option(help="Sketch second moments in twice so many rows; error is stated.")
+]
 Template = Annotated[
     str | None, typer.Option("--prompt-template", help="Instead of a chat template.")
 ]

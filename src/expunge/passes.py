@@ -12,45 +12,45 @@ import torch
 
 from expunge.errors import InputError
 from expunge.sites import Site
-from expunge.stats import SecondMoment
+from expunge.sketch import Moment, Sketch
 
 Name = tuple[str, str]
 """(set, condition)."""
 Reach = Mapping[Name, Sequence[Site]]
-Sums = Mapping[str, SecondMoment]
+Sums = Mapping[str, Moment]
 FLOAT64 = 8
 MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
 def groups_within(
-    limit: int | None, sites: Sequence[Site], reach: Reach, beside: int
+    limit: int, sites: Sequence[Site], reach: Reach, beside: int, sketch: int | None = None
 ) -> list[list[Site]]:
     """Divide sites, in their order, into few groups whose second moments fit a limit.
 
     Args:
-        limit: Bytes that may be held; None is no limit.
+        limit: Bytes that may be held.
         sites: All sites that get second moments.
         reach: (set, condition) -> sites it reaches: each of these has one second moment.
         beside: Bytes held besides the second moments.
+        sketch: Size of sketches that are held instead; None is none.
 
     Raises:
         InputError: Not even the largest site fits; the message names the least limit.
     """
-    if limit is None:
-        return [list(sites)]
     count = dict.fromkeys((s.key for s in sites), 0)
     for reached in reach.values():
         for site in reached:
             count[site.key] += 1
-    sizes = {s.key: count[s.key] * FLOAT64 * s.width**2 for s in sites}
+    rows = {s.key: min(s.width, 2 * sketch) if sketch else s.width for s in sites}
+    sizes = {s.key: count[s.key] * FLOAT64 * s.width * rows[s.key] for s in sites}
     largest = max(sites, key=lambda s: sizes[s.key])
     least = beside + sizes[largest.key]
     if least > limit:
         raise InputError(
             f"memory is {shown(limit)}, but site {largest.key} alone needs {shown(least)}:"
-            f" {count[largest.key]} second moments of {largest.width} x {largest.width} numbers,"
-            " and what is worked out of them; give that much, fewer --towers, or a method without"
-            " second moments such as manu"
+            f" {count[largest.key]} second moments of {rows[largest.key]} x {largest.width}"
+            " numbers, and what is worked out of them; give that much, fewer --towers, a --sketch,"
+            " or a method without second moments such as manu"
         )
     groups: list[list[Site]] = [[]]
     used = beside
@@ -98,6 +98,9 @@ class Passes(Mapping[Name, Sums]):
         reach: (set, condition) -> sites it reaches.
         groups: Sites that are held together.
         collect: Runs a set under a condition and sums at some of the sites it reaches.
+
+    Attributes:
+        error: Largest relative error of the sketches held so far; 0 without any.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Passes(Mapping[Name, Sums]):
         self._reach, self._collect = reach, collect
         self._group = {site.key: i for i, group in enumerate(groups) for site in group}
         self._found: dict[Name, Sums] = {}
+        self.error = 0.0
         if len(groups) > 1:
             return_freed_blocks()
         self._hold(0)
@@ -121,13 +125,16 @@ class Passes(Mapping[Name, Sums]):
             keys = {s.key for s in reached}
             chosen = [s for s in self.groups[index] if s.key in keys]
             self._found[name] = self._collect(name, chosen) if chosen else {}
+            for each in self._found[name].values():
+                if isinstance(each, Sketch):
+                    self.error = max(self.error, each.relative_error)
 
     def let_go(self) -> None:
         """Hold nothing any more; whoever asks again has the data run again."""
         self._held = -1
         self._found.clear()
 
-    def at(self, name: Name, key: str) -> SecondMoment:
+    def at(self, name: Name, key: str) -> Moment:
         """The second moment of a site, collected with its group where that is not held."""
         if self._group[key] != self._held:
             self._hold(self._group[key])
@@ -144,14 +151,14 @@ class Passes(Mapping[Name, Sums]):
 
 
 @dataclass(frozen=True)
-class _Sums(Mapping[str, SecondMoment]):
+class _Sums(Mapping[str, Moment]):
     """What `Passes` has under one set and condition."""
 
     passes: Passes
     name: Name
     sites: Mapping[str, None]
 
-    def __getitem__(self, key: str) -> SecondMoment:
+    def __getitem__(self, key: str) -> Moment:
         if key not in self.sites:
             raise KeyError(key)
         return self.passes.at(self.name, key)

@@ -120,6 +120,8 @@ def decide(
     origin = provenance(model, forget, retain, config)
     if isinstance(evidence.moments, Passes):
         origin["passes"] = [{"sites": len(group)} for group in evidence.moments.groups]
+        if config.sketch:
+            origin["sketch"] = {"size": config.sketch, "error": evidence.moments.error}
     if (outcome.used or asked) != config.method:
         origin["used"] = outcome.used or asked
     if outcome.notes:

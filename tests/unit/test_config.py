@@ -16,7 +16,7 @@ CHANGED = {
     "method": "manu", "budget": 0.03, "strength": 2.5, "keep": 0.8, "towers": ["vision", "eeg"],
     "towers_declared": {"eeg": "a.b"}, "attention": True, "importances": {"abs": 1.0, "var": 0.5},
     "per_tower": True, "positions": "answer", "unit": "example", "tau": 0.2, "eps": 1e-7,
-    "batch_size": 4, "memory": "8GiB", "seed": 7, "dtype": "float32", "device": "cpu",
+    "batch_size": 4, "memory": "8GiB", "sketch": 64, "seed": 7, "dtype": "float32", "device": "cpu",
     "data_format": "mllmu", "prompt_template": "{image}{question}", "allow_overlap": True,
     "show_content": True, "trust_remote_code": True,
 }  # fmt: skip
@@ -75,6 +75,7 @@ def test_unknown_key_names_the_nearest(name, near):
         ("seed", -1, "at least 0"),
         ("batch_size", 0, "at least 1"),
         ("batch_size", "8", "a whole number"),
+        ("sketch", 0, "at least 1"),
         ("memory", "much", "such as 8GiB"),
         ("memory", "0GiB", "such as 8GiB"),
         ("memory", "1.2.3GB", "such as 8GiB"),

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from expunge.config import RunConfig
 from expunge.plan import SiteEdit
-from expunge.stats import NeuronStats, SecondMoment
+from expunge.sketch import Moment
+from expunge.stats import NeuronStats
 
 PICTURE = "picture"
 """The condition `multi` at the positions of the image alone, where a method asks for it."""
@@ -232,7 +233,7 @@ class Evidence:
 
     sites: Sequence[SiteLike]
     neurons: Mapping[tuple[str, str], Mapping[str, NeuronStats]] = field(default_factory=dict)
-    moments: Mapping[tuple[str, str], Mapping[str, SecondMoment]] = field(default_factory=dict)
+    moments: Mapping[tuple[str, str], Mapping[str, Moment]] = field(default_factory=dict)
     weight: Callable[[str], Tensor] | None = None
     access: Access | None = None
     judge: Judging | None = None
