@@ -13,10 +13,8 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from PIL import ImageEnhance
-from PIL.Image import Image, Resampling
 
-from expunge.data import CONDITIONS, Example, load_image
+from expunge.data import CONDITIONS, Example
 from expunge.evaluate import answer_length, generate
 from expunge.formats.wording import named
 from expunge.models import generates
@@ -24,9 +22,6 @@ from expunge.prompting import Prompter
 
 NUMBER = 24
 MOST = 1536
-VIEWS = 3
-LEAST_SIDE, TURN, LIGHT = 0.8, 10.0, 0.3
-"""Of a view: least share of each side, most degrees either way, most change of the brightness."""
 
 
 def asked_like(
@@ -72,43 +67,7 @@ def asked_like(
         _answers(model, prompter, found, c, max_new_tokens=length, batch_size=batch_size)
         for c in CONDITIONS
     ]
-    told = [e for row, *each in zip(found, *said, strict=True) for e in _told(row, *each)]
-    return seen_otherwise(told, rng)
-
-
-def seen_otherwise(rows: Sequence[Example], rng: np.random.Generator) -> list[Example]:
-    """The rows, some of their pictures in one of `VIEWS` other views each.
-
-    Pictures that are arrays of another modality stay as they are.
-    """
-    views: dict[Any, list[Any]] = {}
-    found = []
-    for row in rows:
-        turn = int(rng.integers(VIEWS + 1))
-        if row.image is None or not turn:
-            found.append(row)
-            continue
-        key = row.image if isinstance(row.image, str) else id(row.image)
-        if key not in views:
-            picture = load_image(row.image)
-            views[key] = [view_of(picture, rng) for _ in range(VIEWS)]
-        found.append(replace(row, image=views[key][turn - 1]))
-    return found
-
-
-def view_of(picture: Any, rng: np.random.Generator) -> Any:
-    """A picture cropped, turned a little, and lit otherwise; arrays as they are."""
-    if not isinstance(picture, Image):
-        return picture
-    size = picture.size
-    angle = float(rng.uniform(-TURN, TURN))
-    turned = picture.rotate(angle, Resampling.BICUBIC, fillcolor=picture.getpixel((0, 0)))
-    wide, tall = (side * float(rng.uniform(LEAST_SIDE, 1)) for side in size)
-    x, y = (
-        float(rng.uniform(0, whole - part)) for whole, part in zip(size, (wide, tall), strict=True)
-    )
-    cropped = turned.resize(size, Resampling.BICUBIC, box=(x, y, x + wide, y + tall))
-    return ImageEnhance.Brightness(cropped).enhance(float(rng.uniform(1 - LIGHT, 1 + LIGHT)))
+    return [e for row, *each in zip(found, *said, strict=True) for e in _told(row, *each)]
 
 
 def _put(
