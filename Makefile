@@ -60,7 +60,7 @@ test-floor:
 	test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
 	.venv-floor/bin/python -m pip install --quiet --constraint constraints.txt torch
 	.venv-floor/bin/python -m pip install --quiet --editable '.[dev]' 'transformers==5.0.0'
-	.venv-floor/bin/python -m pytest tests/models
+	.venv-floor/bin/python -m pytest tests/models --numprocesses 2 --dist worksteal
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("expunge needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'

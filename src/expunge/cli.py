@@ -316,7 +316,7 @@ def report(
 def attack(
     folder: Annotated[Path, typer.Argument(help="Run folder.")],
     kind: Annotated[
-        str | None, typer.Option(help="Attacks, comma-separated; all if not given.")
+        list[str] | None, typer.Option(help="Attacks, comma-separated; all if not given.")
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -324,7 +324,7 @@ def attack(
     from expunge.attacks import attack_run
     from expunge.text import attack_tables
 
-    done = attack_run(folder, kind.split(",") if kind else None)
+    done = attack_run(folder, ",".join(kind).split(",") if kind else None)
     emit(done, json_, lambda: attack_tables(done))
 
 

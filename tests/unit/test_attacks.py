@@ -597,7 +597,8 @@ def test_attacking_again_gives_the_same_and_keeps_the_rest(run_folder):
     runner = CliRunner()
     first = runner.invoke(app, ["attack", str(run_folder), "--kind", "views,lens", "--json"])
     held = json.loads((run_folder / "attacks.json").read_text("utf-8"))
-    again = runner.invoke(app, ["attack", str(run_folder), "--kind", "lens,views", "--json"])
+    twice = ["--kind", "lens", "--kind", "views", "--json"]
+    again = runner.invoke(app, ["attack", str(run_folder), *twice])
     assert json.loads(first.stdout) == json.loads(again.stdout)
     assert set(json.loads(first.stdout)) == {"views", "lens"}
     assert json.loads((run_folder / "attacks.json").read_text("utf-8")) == held
