@@ -26,6 +26,7 @@ from expunge.console import quiet
 quiet()
 
 import pages
+from scipy import stats
 
 from expunge.edit import applied
 from expunge.evaluate import evaluate
@@ -115,6 +116,11 @@ def mean(values):
     return sum(values) / len(values)
 
 
+def half(values):
+    """Half of the 95 % interval of a mean over groups, by Student's t."""
+    return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+
+
 def columns(rows, fold, worst_kept):
     """One line of a table over groups: `fold` of what should be low, `worst_kept` of the rest."""
 
@@ -159,6 +165,8 @@ def target(rows):
         for r in mine:
             lines.append([f"{percent:g} %", r["group"], *columns([r], max, min)])
         lines.append([f"**{percent:g} %**", "**mean**", *columns(mine, mean, mean)])
+        if len(mine) > 2:
+            lines.append([f"**{percent:g} %**", "**± 95 %**", *columns(mine, half, half)])
         lines.append([f"**{percent:g} %**", "**worst**", *columns(mine, max, min)])
         counts = {}
         for name in itertools.chain(*map(missed, mine)):
