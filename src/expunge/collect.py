@@ -225,8 +225,9 @@ def collect_inputs(
                 tick(done)
     if done and (neurons or moments):
         _check_fired(collector.found, live, condition)
+    device = input_device(model)
     for site in live:
-        collector.add(site, torch.zeros(0, site.width, device=input_device(model)))
+        collector.add(site, torch.zeros(0, site.width, device=device))
     return collector.found
 
 

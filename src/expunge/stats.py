@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from expunge.errors import InputError
 NEURON_FIELDS = ("total", "absolute", "over", "square")
 BLOCK = 8 << 20
 """Bytes of a block of rows in float64, of which two are held while they are summed."""
+LARGE = 1 << 20
+"""Numbers from which on compiled loops are worth their compilation."""
 PANELS, NARROW = 6, 256
 """A second moment is summed in so many panels, none narrower than this."""
 
@@ -69,12 +71,10 @@ class NeuronStats:
         self.count += number * times
         if not number:
             return
-        if rows.device.type == "cuda" and rows.dtype != torch.float64 and _triton():
-            from expunge.kernels import neuron_sums
-
-            sums = neuron_sums(rows, self.tau, places)
+        once = _reading_once(rows, number)
+        if once is not None:
             kept = [getattr(self, name) for name in NEURON_FIELDS]
-            torch._foreach_add_(kept, list(sums), alpha=times)
+            torch._foreach_add_(kept, list(once(rows, self.tau, places)), alpha=times)
             return
         size = max(1, min(number, BLOCK // (8 * rows.shape[1])))
         scratch = torch.empty(2, size, rows.shape[1], dtype=torch.float64, device=rows.device)
@@ -239,10 +239,23 @@ class SecondMoment:
         self.count = _reduced_count(self.count, self.outer.device)
 
 
+def _reading_once(rows: Tensor, number: int) -> Callable[..., Tensor] | None:
+    """What sums so many of the rows in one reading, if something here does and it pays."""
+    if rows.device.type == "cuda" and rows.dtype != torch.float64 and _installed("triton"):
+        from expunge.kernels import neuron_sums
+
+        return neuron_sums
+    if rows.device.type == "cpu" and number * rows.shape[1] >= LARGE and _installed("numba"):
+        from expunge import loops
+
+        return loops.neuron_sums
+    return None
+
+
 @functools.cache
-def _triton() -> bool:
-    """Whether Triton, which comes with torch for CUDA, is there."""
-    return importlib.util.find_spec("triton") is not None
+def _installed(name: str) -> bool:
+    """Whether a library is there: Triton comes with torch for CUDA, Numba when asked for."""
+    return importlib.util.find_spec(name) is not None
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
