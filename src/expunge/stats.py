@@ -20,6 +20,8 @@ BLOCK = 8 << 20
 """Bytes of a block of rows in float64, of which two are held while they are summed."""
 LARGE = 1 << 20
 """Numbers from which on compiled loops are worth their compilation."""
+MIXED = torch.version.hip is None and tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+"""Whether torch multiplies half precisions into float32 on a CUDA device."""
 PANELS, NARROW = 6, 256
 """A second moment is summed in so many panels, none narrower than this."""
 
@@ -262,7 +264,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     """The matrix product, of half precisions in float32."""
     if left.dtype in (torch.float32, torch.float64):
         return left @ right
-    if left.device.type == "cuda":
+    if left.device.type == "cuda" and MIXED:
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.multiprocessing.spawn import spawn
 
 from expunge import make_plan
 from expunge.edit import applied
@@ -120,3 +121,22 @@ def test_a_plan_from_sketches_does_what_the_exact_one_does(llava, processor, few
     assert 0 <= told[300]["error"] < told[8]["error"] < 1
     near, rough = ((moved[s] - moved[None]).norm() / moved[None].norm() for s in (300, 8))
     assert near < 0.1 and near < rough
+
+
+def _reduce(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    mine, _ = both([(drawn(5)[rank::2], 1)], 8)
+    mine.all_reduce()
+    torch.save((mine.count, mine.outer, mine.error), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_come_to_the_same_within_the_error(tmp_path):
+    spawn(_reduce, args=(tmp_path,), nprocs=2)
+    (count, outer, error), other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    _, exact = both([(drawn(5), 1)], 8)
+    assert count == other[0] == 300 and torch.equal(outer, other[1]) and error == other[2]
+    assert 0 < float(torch.linalg.matrix_norm(outer - exact.outer, 2)) <= error
