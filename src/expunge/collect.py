@@ -18,8 +18,8 @@ from expunge.models import Prompter, accepts
 from expunge.positions import POSITIONS, UNITS, Positions, means, owned, sums
 from expunge.prefix import Shared, lean, shared_batches
 from expunge.sites import Site, down_module, find_sites
-from expunge.sketch import Moment, Sketch
-from expunge.stats import NeuronStats, SecondMoment
+from expunge.sketch import empty
+from expunge.stats import Moment, NeuronStats
 
 Receiver = Callable[[Site, Tensor, Tensor | None], None]
 
@@ -154,11 +154,7 @@ class _Collector:
         if self.neurons and key not in self.found.neurons:
             self.found.neurons[key] = NeuronStats.zeros(width, self.counting.tau, device)
         if self.moments and key not in self.found.moments:
-            self.found.moments[key] = (
-                Sketch.zeros(width, self.sketch, device)
-                if self.sketch and 2 * self.sketch < width
-                else SecondMoment.zeros(width, device)
-            )
+            self.found.moments[key] = empty(width, self.sketch, device)
         for kept in (self.found.neurons, self.found.moments):
             if len(rows) and key in kept:
                 kept[key].update(rows, times=times, places=places)

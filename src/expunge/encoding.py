@@ -102,10 +102,15 @@ def _sent(value: Tensor, device: torch.device) -> Tensor:
 
 def loaded(pictures: Sequence[Any]) -> list[Any]:
     """Pictures as `load_image` reads them, each once, several at a time."""
-    once: dict[Any, Any] = {each if isinstance(each, str) else id(each): each for each in pictures}
+    once = {picture_key(each): each for each in pictures}
     with ThreadPoolExecutor() as pool:
         read = dict(zip(once, pool.map(load_image, once.values()), strict=True))
-    return [read[each if isinstance(each, str) else id(each)] for each in pictures]
+    return [read[picture_key(each)] for each in pictures]
+
+
+def picture_key(picture: Any) -> Any:
+    """What tells pictures apart: a path, encoded bytes, or which object it is."""
+    return picture if isinstance(picture, str | bytes) else id(picture)
 
 
 def batches(

@@ -14,7 +14,7 @@ from expunge.bench import Bench
 from expunge.collect import Counting, Statistics, collect_statistics
 from expunge.config import RunConfig, bytes_of
 from expunge.data import CONDITIONS, Example
-from expunge.encoding import input_device
+from expunge.encoding import input_device, picture_key
 from expunge.errors import InputError
 from expunge.judge import Judge
 from expunge.methods import Evidence, Method
@@ -25,8 +25,7 @@ from expunge.parallel import least, part
 from expunge.passes import Name, Passes, free_memory, groups_within
 from expunge.progress import Progress
 from expunge.sites import Site, down_weight, inner_of
-from expunge.sketch import Moment
-from expunge.stats import NeuronStats
+from expunge.stats import Moment, NeuronStats
 from expunge.subspace import workspace
 
 SAID = 32
@@ -192,9 +191,7 @@ def each_picture(rows: Sequence[Example]) -> list[Example]:
     found: dict[Any, Example] = {}
     for row in rows:
         if row.has("multi"):
-            found.setdefault(
-                row.image if isinstance(row.image, str | bytes) else id(row.image), row
-            )
+            found.setdefault(picture_key(row.image), row)
     return list(found.values())
 
 

@@ -12,7 +12,8 @@ import torch
 
 from expunge.errors import InputError
 from expunge.sites import Site
-from expunge.sketch import Moment, Sketch
+from expunge.sketch import Sketch, rows_held
+from expunge.stats import Moment
 
 Name = tuple[str, str]
 """(set, condition)."""
@@ -41,7 +42,7 @@ def groups_within(
     for reached in reach.values():
         for site in reached:
             count[site.key] += 1
-    rows = {s.key: min(s.width, 2 * sketch) if sketch else s.width for s in sites}
+    rows = {s.key: rows_held(s.width, sketch) for s in sites}
     sizes = {s.key: count[s.key] * FLOAT64 * s.width * rows[s.key] for s in sites}
     largest = max(sites, key=lambda s: sizes[s.key])
     least = beside + sizes[largest.key]

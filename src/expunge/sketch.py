@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from expunge.errors import InputError
-from expunge.stats import SecondMoment, counted
+from expunge.stats import Moment, SecondMoment
 
 
 @dataclass
-class Sketch:
+class Sketch(Moment):
     """The sum of z z^T within a known error, in twice `size` rows instead of width rows.
 
     Activations are rows of a buffer. When it is full, the energy of its (size + 1)-th direction is
@@ -27,7 +27,6 @@ class Sketch:
         lost: Energy taken from every direction so far.
     """
 
-    count: int
     rows: Tensor
     filled: int = 0
     lost: float = 0.0
@@ -37,24 +36,16 @@ class Sketch:
         """The sketch of nothing, for a site of `width` neurons."""
         return cls(0, torch.zeros(2 * size, width, dtype=torch.float64, device=device))
 
-    def update(
-        self,
-        z: Tensor,
-        mask: Tensor | None = None,
-        times: int = 1,
-        places: Tensor | None = None,
-    ) -> None:
-        """Add activations; the arguments are those of `NeuronStats.update`."""
-        rows, places = counted(z, mask, places, self.rows.shape[1])
-        rows = rows if places is None else rows.index_select(0, places)
-        self.count += len(rows) * times
-        self._add(rows, times**0.5)
+    @property
+    def width(self) -> int:
+        """Neurons of the site."""
+        return self.rows.shape[1]
 
-    def _add(self, rows: Tensor, scale: float = 1.0) -> None:
+    def _add(self, rows: Tensor, times: int = 1) -> None:
         while len(rows):
             free = len(self.rows) - self.filled
             part, rows = rows[:free], rows[free:]
-            self.rows[self.filled : self.filled + len(part)] = part.double() * scale
+            self.rows[self.filled : self.filled + len(part)] = part.double() * times**0.5
             self.filled += len(part)
             if self.filled == len(self.rows):
                 self._shrink()
@@ -118,4 +109,13 @@ class Sketch:
         self.filled, self.lost = whole.filled, whole.lost
 
 
-Moment = SecondMoment | Sketch
+def rows_held(width: int, sketch: int | None) -> int:
+    """Rows in which a second moment is held: those of a sketch, where that is smaller."""
+    return min(width, 2 * sketch) if sketch else width
+
+
+def empty(width: int, sketch: int | None, device: torch.device) -> Moment:
+    """The moment of nothing, for a site of `width` neurons; see `rows_held`."""
+    if sketch and rows_held(width, sketch) < width:
+        return Sketch.zeros(width, sketch, device)
+    return SecondMoment.zeros(width, device)

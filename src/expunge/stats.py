@@ -153,8 +153,53 @@ class NeuronStats:
 
 
 @dataclass
-class SecondMoment:
-    """Uncentred second moment of a site's activations: the sum of z z^T.
+class Moment:
+    """An uncentred second moment of a site's activations, however it is held.
+
+    Attributes:
+        count: Number of units summed.
+    """
+
+    count: int
+
+    @property
+    def width(self) -> int:
+        """Neurons of the site."""
+        raise NotImplementedError
+
+    @property
+    def outer(self) -> Tensor:
+        """Sum of z z^T, [width, width]."""
+        raise NotImplementedError
+
+    def all_reduce(self) -> None:
+        """Add up over the processes of the default group, in place."""
+        raise NotImplementedError
+
+    def _add(self, rows: Tensor, times: int) -> None:
+        """Add rows [n, width], each so many times."""
+        raise NotImplementedError
+
+    def update(
+        self,
+        z: Tensor,
+        mask: Tensor | None = None,
+        times: int = 1,
+        places: Tensor | None = None,
+    ) -> None:
+        """Add activations; the arguments are those of `NeuronStats.update`."""
+        rows, places = counted(z, mask, places, self.width)
+        rows = rows if places is None else rows.index_select(0, places)
+        self.count += len(rows) * times
+        self._add(rows, times)
+
+
+@dataclass
+class SecondMoment(Moment):
+    """The whole matrix.
+
+    Products are made in the activations' own precision; those of half precisions are exact in
+    float32, in which they are summed.
 
     Attributes:
         count: Number of units summed.
@@ -163,7 +208,6 @@ class SecondMoment:
         whole: Whether nothing is missing.
     """
 
-    count: int
     upper: Tensor
     whole: bool = True
 
@@ -177,21 +221,12 @@ class SecondMoment:
         """The moment of nothing, for a site of `width` neurons."""
         return cls(0, torch.zeros(width, width, dtype=dtype, device=device))
 
-    def update(
-        self,
-        z: Tensor,
-        mask: Tensor | None = None,
-        times: int = 1,
-        places: Tensor | None = None,
-    ) -> None:
-        """Add activations, products in their own precision.
+    @property
+    def width(self) -> int:
+        """Neurons of the site."""
+        return len(self.upper)
 
-        Arguments are those of `NeuronStats.update`. Products of half-precision activations are
-        exact in float32, in which they are summed. What is below the diagonal is left to `outer`.
-        """
-        rows, places = counted(z, mask, places, len(self.upper))
-        rows = rows if places is None else rows.index_select(0, places)
-        self.count += rows.shape[0] * times
+    def _add(self, rows: Tensor, times: int) -> None:
         for begin, end in self._panels():
             product = _product(rows[:, begin:end].T, rows[:, begin:])
             self.upper[begin:end, begin:].add_(product, alpha=times)
@@ -199,9 +234,8 @@ class SecondMoment:
 
     def _panels(self) -> list[tuple[int, int]]:
         """Where each panel of rows begins and ends."""
-        width = len(self.upper)
-        each = max(NARROW, -(-width // PANELS // 64) * 64)
-        return [(begin, min(begin + each, width)) for begin in range(0, width, each)]
+        each = max(NARROW, -(-self.width // PANELS // 64) * 64)
+        return [(at, min(at + each, self.width)) for at in range(0, self.width, each)]
 
     @property
     def outer(self) -> Tensor:
@@ -248,9 +282,9 @@ def _reading_once(rows: Tensor, number: int) -> Callable[..., Tensor] | None:
 
         return neuron_sums
     if rows.device.type == "cpu" and number * rows.shape[1] >= LARGE and _installed("numba"):
-        from expunge import loops
+        from expunge.loops import neuron_sums
 
-        return loops.neuron_sums
+        return neuron_sums
     return None
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from expunge.config import RunConfig
 from expunge.plan import SiteEdit
-from expunge.sketch import Moment
-from expunge.stats import NeuronStats
+from expunge.stats import Moment, NeuronStats
 
 PICTURE = "picture"
 """The condition `multi` at the positions of the image alone, where a method asks for it."""
