@@ -36,7 +36,16 @@ from expunge.errors import InputError
 from expunge.methods import filter_search
 from expunge.methods.base import ASKED_SET, PICTURE, Evidence, Fit, Method, Outcome, Verdict
 from expunge.methods.erase import Erased, erase
-from expunge.methods.search import Pace, Step, Strengths, search, told, unknown
+from expunge.methods.search import (
+    FURTHER,
+    Pace,
+    Step,
+    Strengths,
+    of_groups,
+    search,
+    told,
+    unknown,
+)
 from expunge.methods.seek import (
     ALL_KEPT,
     KEPT_SETS,
@@ -49,13 +58,22 @@ from expunge.methods.seek import (
     edits_at,
     place_at,
 )
+from expunge.methods.swap import Usual
 from expunge.plan import SiteEdit
 
 VIEWS = {"multi": ("multi", PICTURE), "text": ("text",)}
 ADDED = (1, 2, 3)
 LEAPS = 8
 POOR = 0.5
-PACE = Pace(first=0.25, rises=3, halvings=2, done=partial(unknown, guessing=True))
+CLEARLY = 0.1
+PACE = Pace(
+    0.25,
+    rises=3,
+    halvings=0,
+    done=partial(of_groups, guessing=True),
+    behind=1.0,
+    further=FURTHER,
+)
 LOUDER = replace(PACE, rises=5)
 
 
@@ -68,7 +86,7 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     hidden = max(evidence.weight(s.key).shape[0] for s in evidence.sites)
     erased = erase(evidence)
     chain = Chain(evidence, start, Bounds.within(config.memory, hidden), erased)
-    full: Strengths = dict.fromkeys(start.nll, 1.0)
+    full: Strengths = dict.fromkeys(of_groups(start), 1.0)
     chain.run(full)
     notes: dict[str, Any] = {
         "erased": erased.notes,
@@ -203,7 +221,7 @@ class Chain:
         now = judge(self.edits(strengths), [])
         for turn, enough in enumerate((1.0, POOR)):
             for key in kept.keys:
-                left = {c for c, share in unknown(now).items() if share < enough}
+                left = {c for (c, _), share in of_groups(now).items() if share < enough}
                 left &= {"multi"} if turn else left
                 if not left:
                     break
@@ -229,48 +247,54 @@ class Chain:
         assert access is not None and judge is not None
         before = self.edits(self.strengths)
         given = {
-            c: access.tokens("forget", c, [key], before, apart=True).get(key) for c in sorted(left)
+            c: access.tokens("forget", c, [key], before, apart=True, streams=True).get(key)
+            for c in sorted(left)
         }
         samples = kept.at(key)
         seekers = []
         for places, sets in ((self.places, ALL_KEPT), (self.shadow, KEPT_SETS)):
-            background = Background.of(torch.cat([t.x for n in sets for t in samples.get(n, [])]))
+            kept_x = [t.x for n in sets for t in samples.get(n, {}).values()]
+            background = Background.of(torch.cat(kept_x))
             place = places.get(key) or place_at(self.evidence, key, fit, background, samples)
             if place is None:
                 return
             places[key] = place
-            seekers.append(Seeker(access, background, place))
+            usual = Usual(background, samples.get("retain", {}))
+            seekers.append(Seeker(access, background, place, usual))
         for number in ADDED:
-            known = {
-                c: {s for s, v in now.apart.items() if unknown(v).get(c, 1.0) < 1} for c in left
-            }
+            open_ = {part for part, share in of_groups(now).items() if share < 1}
             before_count = len(self.places[key].found)
             for seeker in seekers:
-                for condition, subjects in sorted(known.items()):
+                for condition in sorted(left):
+                    own = {s: (condition, group) for s, group in judge.groups.items()}
+                    parts = {s: part for s, part in own.items() if part in open_}
                     tokens = given[condition]
-                    if tokens is not None and subjects:
-                        looked = Looked(condition, tokens, subjects, number)
-                        seeker.place.found += self._viewed(seeker, looked, key, turn)
+                    if tokens is not None and parts:
+                        looked = Looked(condition, tokens, parts, number)
+                        seeker.place.found = self._viewed(seeker, looked, key, turn)
             if len(self.places[key].found) == before_count:
                 return
             now = judge(self.edits(self.strengths), [])
             yield now
-            left &= {c for c, share in unknown(now).items() if share < 1}
+            left &= {c for (c, _), share in of_groups(now).items() if share < 1}
             if not left:
                 return
 
     def _viewed(self, seeker: Seeker, looked: Looked, key: str, turn: int) -> list[Found]:
-        """Detectors for a condition, at the positions of the view that forgets more of it.
+        """The detectors of a place and new ones for a condition, at positions of the better view.
 
-        Which one that is, is asked with one's own detectors alone, until a difference is seen.
+        That is the first unless another clearly forgets more, by `CLEARLY`. Which one it is, is
+        asked with one's own detectors alone, until such a difference is seen.
         """
         condition, choices = looked.condition, VIEWS[looked.condition]
         asks = seeker.place is self.places[key] and not turn and len(choices) > 1
         if asks and condition not in self.settled:
             found = {view: seeker.seek(looked, view) for view in choices}
             forgets = {view: self._forgets(key, each, looked) for view, each in found.items()}
-            view = self.views[condition] = max(choices, key=lambda v: forgets[v])
-            if forgets[view] > 0:
+            best = max(choices, key=lambda v: forgets[v])
+            clear = forgets[best] > CLEARLY + min(forgets.values())
+            view = self.views[condition] = best if clear else choices[0]
+            if clear:
                 self.settled.add(condition)
             return found[view]
         view = self.views.setdefault(condition, choices[0])
@@ -278,11 +302,10 @@ class Chain:
         return seeker.seek(looked, view)
 
     def _forgets(self, key: str, found: list[Found], looked: Looked) -> float:
-        """How much of a condition is forgotten with these too: see `unknown`."""
+        """How much of a condition is forgotten with these detectors: see `unknown`."""
         judge = self.evidence.judge
         assert judge is not None
-        place = self.places[key]
-        tried = self.places | {key: replace(place, found=place.found + found)}
+        tried = self.places | {key: replace(self.places[key], found=found)}
         return unknown(judge(edits_at(tried, self.strengths), []))[looked.condition]
 
 
