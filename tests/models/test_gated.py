@@ -350,9 +350,7 @@ def test_neurons_write_what_puts_the_usual_in_the_place_of_a_subject(bias):
         if max(above) == 0:
             continue
         alike = [
-            (mine[i] @ w / np.linalg.norm(w), j)
-            for j, w in enumerate(white)
-            if not kept.picture[j]
+            (mine[i] @ w / np.linalg.norm(w), j) for j, w in enumerate(white) if not kept.picture[j]
         ]
         near = [j for _, j in sorted(alike)[-16:]]
         rows.append([a * a for a in above])

@@ -148,6 +148,24 @@ def test_every_group_of_subjects_has_a_strength_of_its_own():
     assert kept == needed and steps[-1].kept < 0.9  # further would go over the limit
 
 
+def test_chance_is_allowed_for_only_where_the_condition_is_forgotten_as_a_whole():
+    """Four subjects of 18 questions, of which chance explains three right, but not of each."""
+
+    def now(*right):
+        def seen(share, number):
+            return Verdict(
+                {"text": share}, {}, {}, {}, {}, {"text": 0.4}, {"text": 0.0}, {}, {"text": number}
+            )
+
+        apart = {str(i): seen(r / 18, 18) for i, r in enumerate(right)}
+        return replace(seen(sum(right) / (18 * len(right)), 18 * len(right)), apart=apart)
+
+    one = search.of_groups(now(0, 0, 0, 1))
+    assert one == {("text", str(i)): 1.0 for i in range(4)}
+    each = search.of_groups(now(1, 1, 1, 1))
+    assert each == {("text", str(i)): pytest.approx((17 / 18) / 0.98) for i in range(4)}
+
+
 def test_subjects_of_whom_little_is_asked_are_judged_together():
     def asked(subject, number, **form):
         return [Example(subject=subject, answer="a", **form)] * number

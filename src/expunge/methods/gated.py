@@ -6,16 +6,15 @@ the first: what enters the MLP at the forget questions (the sites before are edi
 compared with what enters it at retain questions and at questions about nothing in particular. For
 each subject and condition a few detectors are found (see `detectors`): silent on all that is kept,
 speaking on a group of the subject's positions. Each becomes one neuron, in the place of one that
-hardly does anything, and writes the reverse of what the MLP says at those positions, so that what
-the layer knew of the subject goes no further. When the model answers about a subject like one that
-never knew (see `search.unknown`), it gets no more detectors.
+hardly does anything. Together a subject's neurons write what the layer would pass on for nobody in
+particular in the place of what it does for the subject (see `swap`). When the model answers about a
+subject like one that never knew (see `search.of_groups`), it gets no more detectors.
 
-How far above the kept inputs a threshold lies and how loud a new neuron is are one strength for
-each condition, found by search. What it costs is asked of retain subjects that were put aside,
-under detectors found without them; those of the plan are found with them. Where not everything is
-forgotten at strength 1 or inside the limit on what is lost, more detectors are looked for at the
-strengths reached, and the search is done again, now up to strengths over 1. Forward passes are all
-it takes.
+How loud new neurons are is one strength for each condition and subject, found by search. What it
+costs is asked of retain subjects that were put aside, under detectors found without them; those of
+the plan are found with them. Where not everything is forgotten at strength 1 or inside the limit on
+what is lost, more detectors are looked for at the strengths reached, and the search is done again,
+now up to strengths over 1. Forward passes are all it takes.
 
 The forget questions are those given and more of the kind that retain subjects are asked, answered
 by the model itself (see `augment`): one or two questions do not show what it does at the others.
@@ -66,6 +65,7 @@ ADDED = (1, 2, 3)
 LEAPS = 8
 POOR = 0.5
 CLEARLY = 0.1
+FULL = 1.0
 PACE = Pace(
     0.25,
     rises=3,
@@ -86,7 +86,7 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     hidden = max(evidence.weight(s.key).shape[0] for s in evidence.sites)
     erased = erase(evidence)
     chain = Chain(evidence, start, Bounds.within(config.memory, hidden), erased)
-    full: Strengths = dict.fromkeys(of_groups(start), 1.0)
+    full: Strengths = dict.fromkeys(of_groups(start), FULL)
     chain.run(full)
     notes: dict[str, Any] = {
         "erased": erased.notes,
