@@ -84,13 +84,14 @@ def written(loud: Tensor, wanted: Tensor) -> Tensor:
         wanted: What is to be written, [n, out].
 
     Returns:
-        V [neurons, out] that minimises |loud V - wanted|^2 + ridge |V|^2, with `RIDGE` of the mean
-        of what the neurons say squared as ridge; 0 for neurons that are silent everywhere.
+        V [neurons, out] that minimises |loud V - wanted|^2 + ridge |diag(said) V|^2, where `said` is
+        the root of what each neuron says squared, summed, so that none is held down because another
+        is louder; `RIDGE` is the ridge. 0 for neurons that are silent everywhere.
     """
     said = loud.double()
     gram = said.T @ said
-    ridge = RIDGE * float(gram.diagonal().mean()) or 1.0
-    gram += ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    own = gram.diagonal()
+    gram = gram + torch.diag(torch.where(own > 0, RIDGE * own, 1.0))
     solved: Tensor = torch.linalg.solve(gram, said.T @ wanted.double())
     return solved.float()
 
