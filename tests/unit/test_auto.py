@@ -131,21 +131,20 @@ def test_every_group_of_subjects_has_a_strength_of_its_own():
         }
         return replace(verdict(1.0, 1.0, 1.0), apart=apart)
 
-    pace = search.Pace(0.25, 6, 0, search.of_groups, behind=1.0, further=search.FURTHER)
+    pace = search.Pace(0.25, 6, 0, search.of_groups, behind=1.0)
     start = judge(dict.fromkeys(needed, 0.0))
     steps = []
     chosen = search.search(judge, start, 0.97, steps, pace)
-    assert chosen == {part: pytest.approx(search.FURTHER * need) for part, need in needed.items()}
-    assert [s.forgotten for s in steps] == [False] * 4 + [True] * 2
-    steps = []
-    kept = search.search(
-        lambda s: replace(judge(s), held_out=dict.fromkeys(CONDITIONS, 1 - s["text", "hard"] / 41)),
-        start,
-        0.9,
-        steps,
-        pace,
-    )
-    assert kept == needed and steps[-1].kept < 0.9  # further would go over the limit
+    assert chosen == needed and [s.forgotten for s in steps] == [False] * 4 + [True]
+    more = search.further(judge, start, 0.97, steps, pace, chosen)
+    assert more == {part: pytest.approx(math.sqrt(2) * need) for part, need in needed.items()}
+    assert len(steps) == 6 and steps[-1].forgotten
+
+    def harming(s):
+        return replace(judge(s), held_out=dict.fromkeys(CONDITIONS, 1 - s["text", "hard"] / 41))
+
+    assert search.further(harming, start, 0.9, steps, pace, chosen) == needed
+    assert steps[-1].kept < 0.9
 
 
 def test_chance_is_allowed_for_only_where_the_condition_is_forgotten_as_a_whole():

@@ -36,10 +36,10 @@ from expunge.methods import filter_search
 from expunge.methods.base import ASKED_SET, PICTURE, Evidence, Fit, Method, Outcome, Verdict
 from expunge.methods.erase import Erased, erase
 from expunge.methods.search import (
-    FURTHER,
     Pace,
     Step,
     Strengths,
+    further,
     of_groups,
     search,
     told,
@@ -72,7 +72,6 @@ PACE = Pace(
     halvings=0,
     done=partial(of_groups, guessing=True),
     behind=1.0,
-    further=FURTHER,
 )
 LOUDER = replace(PACE, rises=5)
 
@@ -128,7 +127,7 @@ class Searched:
 
     Attributes:
         edits: The edits at the strengths chosen.
-        reached: The candidate chosen, or None if all went over the limit.
+        reached: The candidate chosen, before it was made stronger; None if all went over the limit.
         told: The search, as `search.told` tells it.
     """
 
@@ -153,6 +152,8 @@ def searched(chain: Chain, keep: float, pace: Pace) -> Searched:
 
     chosen = search(tried, chain.start, keep, steps, pace)
     reached = next((s for s in steps if s.strengths is chosen), None)
+    if reached is not None:
+        chosen = further(tried, chain.start, keep, steps, pace, chosen)
     about = told(chain.start, steps, chosen, keep)
     more = " and ".join(f"{n} under {c}" for c, n in asked(chain.evidence).items() if n)
     if more:

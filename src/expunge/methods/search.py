@@ -33,6 +33,11 @@ class Step:
     kept: float
     done: Mapping[Part, float]
 
+    @classmethod
+    def of(cls, strengths: Strengths, start: Verdict, now: Verdict, pace: Pace) -> Step:
+        """A candidate with its verdict, against that on the unedited model."""
+        return cls(strengths, now, kept_share(start, now), pace.done(now))
+
     @property
     def least(self) -> float:
         """How much is forgotten under the condition that is worse, the mean of its parts."""
@@ -54,7 +59,6 @@ class Pace:
         halvings: How often the last interval is halved.
         done: Verdict -> by part, how much is forgotten; 1 is everything.
         behind: A part that is further than another by more than this waits for it.
-        further: Factor by which the choice is made stronger, as long as it stays inside the limit.
     """
 
     first: float
@@ -62,7 +66,6 @@ class Pace:
     halvings: int
     done: Callable[[Verdict], Mapping[Part, float]]
     behind: float = BEHIND
-    further: float = 1.0
 
 
 def search(
@@ -87,15 +90,12 @@ def search(
 
     Returns:
         Of the candidates inside the limit the weakest of those that forget, else the one whose
-        least forgotten condition is furthest, and further by `pace.further` where the limit allows
-        it, since questions that were not asked are a little behind those that were; all 0 if there
-        is none.
+        least forgotten condition is furthest; all 0 if there is none.
     """
     parts = pace.done(start)
 
     def tried(strengths: Strengths) -> Step:
-        verdict = judge(strengths)
-        steps.append(Step(strengths, verdict, kept_share(start, verdict), pace.done(verdict)))
+        steps.append(Step.of(strengths, start, judge(strengths), pace))
         return steps[-1]
 
     low: Strengths = dict.fromkeys(parts, 0.0)
@@ -114,13 +114,27 @@ def search(
     if not inside:
         return dict.fromkeys(parts, 0.0)
     done = [s for s in inside if s.forgotten]
-    chosen = max(inside, key=lambda s: s.least)
     if done:
-        chosen = min(done, key=lambda s: math.fsum(map(math.log, s.strengths.values())))
-    if pace.further > 1:
-        more = tried({part: s * pace.further for part, s in chosen.strengths.items()})
-        chosen = more if more.kept >= keep else chosen
-    return chosen.strengths
+        return min(done, key=lambda s: math.fsum(map(math.log, s.strengths.values()))).strengths
+    return max(inside, key=lambda s: s.least).strengths
+
+
+def further(
+    judge: Callable[[Strengths], Verdict],
+    start: Verdict,
+    keep: float,
+    steps: list[Step],
+    pace: Pace,
+    chosen: Strengths,
+) -> Strengths:
+    """The choice made stronger by `FURTHER`, or as it is where that goes over the limit.
+
+    Questions that nobody asked during the search are a little behind those that were asked. What is
+    taken besides is as in `search`.
+    """
+    more = {part: s * FURTHER for part, s in chosen.items()}
+    steps.append(Step.of(more, start, judge(more), pace))
+    return more if steps[-1].kept >= keep else chosen
 
 
 def _rises(parts: Iterable[Part], tried: Callable[[Strengths], Step], pace: Pace) -> Iterator[Step]:
