@@ -31,7 +31,7 @@ from expunge.methods.seek import (
     Seeker,
     edits_at,
 )
-from expunge.methods.swap import Usual
+from expunge.methods.swap import Usual, written
 from expunge.models import Prompter, load
 from expunge.plan import Plan, SiteEdit
 from expunge.planning import make_plan
@@ -356,10 +356,19 @@ def test_neurons_write_what_puts_the_usual_in_the_place_of_a_subject(bias):
         rows.append([a * a for a in above])
         wanted.append((kept.stream[near].double().mean(0) - streams[i].double()).numpy())
     a, b = np.array(rows), np.array(wanted)
-    ridge = 0.01 * (a * a).sum() / 2
-    expected = np.linalg.solve(a.T @ a + ridge * np.eye(2), a.T @ b)
+    ridge = 0.01 * np.diag((a * a).sum(0))
+    expected = np.linalg.solve(a.T @ a + ridge, a.T @ b)
     found = torch.stack([first.write, second.write]).double().numpy()
     assert len(rows) > 10 and np.allclose(found, expected, atol=1e-4)
+
+
+def test_a_loud_neuron_does_not_hold_down_a_quiet_one():
+    """Each alone at its positions: both write what is wanted, one of them a thousand times louder."""
+    loud = torch.block_diag(torch.full((5, 1), 1e3), torch.full((5, 1), 1.0))
+    wanted = torch.ones(10, 3)
+    writes = written(torch.cat([loud, torch.zeros(10, 1)], 1), wanted)
+    assert torch.allclose(loud @ writes[:2], wanted / 1.01, atol=1e-4)
+    assert not writes[2].any()
 
 
 def test_a_subject_without_anything_like_it_is_not_written_over():

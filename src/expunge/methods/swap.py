@@ -84,9 +84,9 @@ def written(loud: Tensor, wanted: Tensor) -> Tensor:
         wanted: What is to be written, [n, out].
 
     Returns:
-        V [neurons, out] that minimises |loud V - wanted|^2 + ridge |diag(said) V|^2, where `said` is
-        the root of what each neuron says squared, summed, so that none is held down because another
-        is louder; `RIDGE` is the ridge. 0 for neurons that are silent everywhere.
+        V [neurons, out] that minimises |loud V - wanted|^2 + `RIDGE` |diag(a) V|^2, with a the norm
+        of each column of `loud`, so that no neuron is held down because another is louder; 0 for
+        neurons that are silent everywhere.
     """
     said = loud.double()
     gram = said.T @ said
