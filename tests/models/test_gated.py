@@ -363,7 +363,7 @@ def test_neurons_write_what_puts_the_usual_in_the_place_of_a_subject(bias):
 
 
 def test_a_loud_neuron_does_not_hold_down_a_quiet_one():
-    """Each alone at its positions: both write what is wanted, one of them a thousand times louder."""
+    """Each alone at its positions, one a thousand times louder: both write what is wanted."""
     loud = torch.block_diag(torch.full((5, 1), 1e3), torch.full((5, 1), 1.0))
     wanted = torch.ones(10, 3)
     writes = written(torch.cat([loud, torch.zeros(10, 1)], 1), wanted)

@@ -73,7 +73,7 @@ PACE = Pace(
     done=partial(of_groups, guessing=True),
     behind=1.0,
 )
-LOUDER = replace(PACE, rises=5)
+LOUDER = replace(PACE, first=0.5, rises=4)
 
 
 def decide(evidence: Evidence, config: RunConfig) -> Outcome:
