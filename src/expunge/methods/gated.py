@@ -98,7 +98,9 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
             return Outcome(erased.edits, {}, notes)
         return without_detectors(evidence, config)
     if config.strength is not None:
-        return Outcome(chain.edits(dict.fromkeys(full, config.strength)), {}, notes)
+        given: Strengths = dict.fromkeys(full, config.strength)
+        chain.run(given)
+        return Outcome(chain.edits(given), {}, notes)
     first = searched(chain, config.keep, PACE)
     best = first
     if first.reached is not None and not first.reached.forgotten:
