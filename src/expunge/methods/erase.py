@@ -97,6 +97,6 @@ def _edits(
     edits: dict[str, SiteEdit] = {}
     for key, level in levels.items():
         if level:
-            same = {(c, ""): level for c in scales}
+            same = dict.fromkeys(scales, level)
             edits |= edits_at(evidence, {key: found[key]}, scales, same, ENERGY)
     return edits

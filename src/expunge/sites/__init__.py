@@ -17,7 +17,6 @@ from expunge.sites.inner import (
     inner_bias,
     inner_of,
     inner_weight,
-    layer_of,
     takes_bias,
 )
 from expunge.sites.towers import towers
@@ -37,7 +36,6 @@ __all__ = [
     "inner_of",
     "inner_weight",
     "inspect_config",
-    "layer_of",
     "takes_bias",
     "towers",
 ]
