@@ -20,7 +20,7 @@ from expunge.evaluate import ask
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.methods.base import PICTURE, Fit, Tokens, Verdict
 from expunge.methods.erase import Erased
-from expunge.methods.gated import Chain, leaps
+from expunge.methods.gated import Chain, leaps, still_known
 from expunge.methods.seek import (
     GAIN,
     Bounds,
@@ -248,6 +248,17 @@ def test_a_layout_is_believed_only_if_it_explains_what_is_seen(world):
         z = nn.functional.silu(block.gate_proj(x)) * block.up_proj(x)
     assert explains(model, site, inner, x, z)
     assert not explains(model, site, inner, x, z.flip(1))
+
+
+def test_a_subject_that_the_judge_did_not_ask_about_is_still_known():
+    """Of more subjects than questions some are not asked about; they get detectors all the same."""
+
+    def seen(recalled):
+        return Verdict({"text": recalled}, {}, {}, {}, {}, {"text": 0.2}, {"text": 0.1})
+
+    now = replace(seen(0.5), apart={"known": seen(0.9), "gone": seen(0.0)})
+    everybody = ["gone", "known", "known", "unasked"]
+    assert still_known(now, everybody, "text") == {"known", "unasked"}
 
 
 def test_sites_are_tried_from_the_first_and_all_of_them():

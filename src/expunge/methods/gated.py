@@ -241,9 +241,7 @@ class Chain:
             places[key] = place
             seekers.append(Seeker(access, background, place))
         for number in ADDED:
-            known = {
-                c: {s for s, v in now.apart.items() if unknown(v).get(c, 1.0) < 1} for c in left
-            }
+            known = {c: still_known(now, access.owners("forget", c), c) for c in left}
             before_count = len(self.places[key].found)
             for seeker in seekers:
                 for condition, subjects in sorted(known.items()):
@@ -284,6 +282,12 @@ class Chain:
         place = self.places[key]
         tried = self.places | {key: replace(place, found=place.found + found)}
         return unknown(judge(edits_at(tried, self.strengths), []))[looked.condition]
+
+
+def still_known(now: Verdict, subjects: Sequence[str], condition: str) -> set[str]:
+    """Those of the subjects that are not forgotten yet, and those about whom nothing was asked."""
+    asked = {s: unknown(v) for s, v in now.apart.items()}
+    return {s for s in subjects if asked.get(s, {}).get(condition, 0.0) < 1}
 
 
 def _together(erased: Mapping[str, SiteEdit], new: Mapping[str, SiteEdit]) -> dict[str, SiteEdit]:
