@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,7 @@ class NeuronStats:
 
 
 @dataclass
-class Moment:
+class Moment(ABC):
     """An uncentred second moment of a site's activations, however it is held.
 
     Attributes:
@@ -163,22 +164,22 @@ class Moment:
     count: int
 
     @property
+    @abstractmethod
     def width(self) -> int:
         """Neurons of the site."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def outer(self) -> Tensor:
         """Sum of z z^T, [width, width]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def all_reduce(self) -> None:
         """Add up over the processes of the default group, in place."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _add(self, rows: Tensor, times: int) -> None:
         """Add rows [n, width], each so many times."""
-        raise NotImplementedError
 
     def update(
         self,
