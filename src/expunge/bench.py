@@ -127,6 +127,7 @@ class Bench:
         edits: Mapping[str, SiteEdit] | None = None,
         *,
         apart: bool = False,
+        streams: bool = False,
         limit: int | None = None,
     ) -> dict[str, Tokens]:
         """See `methods.base.Access.tokens`."""
@@ -146,6 +147,7 @@ class Bench:
                 condition,
                 places,
                 apart=apart,
+                streams=streams,
                 limit=limit,
                 batch_size=self.config.batch_size,
                 seed=self.config.seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,9 @@ from expunge.probe_set import Forcing, ProbeSet
 from expunge.sites import Site
 
 FORGET = 144
+EACH = 8
+MOST_ASKED = 1024
+GROUP = 6
 HELD_OUT = 180
 ALTERNATIVES = 1
 FORGOTTEN = ("recalled", "nll", "other_recalled", "other_nll", "likelier")
@@ -55,7 +58,10 @@ class Judge:
     ) -> None:
         self.model, self.sites = model, sites
         rng = np.random.default_rng([seed, 5])
-        self.asked = asked = drawn(forget, FORGET, rng, spare)
+        subjects = {e.subject for e in forget}
+        number = min(max(FORGET, EACH * len(subjects)), MOST_ASKED)
+        self.asked = asked = drawn(forget, number, rng, spare)
+        self.groups = grouped(subjects, asked)
         others = [e for fold in folds for e in fold]
         strange = {i: s for i, e in enumerate(asked) if (s := with_other_answers(e, others, rng))}
         self.guesses = {c: [guess_rate(e, others) for e in asked if e.has(c)] for c in CONDITIONS}
@@ -98,7 +104,7 @@ class Judge:
             if any((n, c) in found for n in folds)
         }
         whole = self._forgotten(found, None)
-        apart = {s: self._forgotten(found, s) for s in sorted({e.subject for e in self.asked})}
+        apart = {g: self._forgotten(found, g) for g in sorted(set(self.groups.values()))}
         return replace(
             whole,
             held_out={c: _mean([f.recalled for f in each]) for c, each in kept.items()},
@@ -128,8 +134,8 @@ class Judge:
         shares = [sum(each) / len(each) for each in by_subject.values()]
         return float(np.std(shares, ddof=1) / math.sqrt(len(shares))) if len(shares) > 1 else 0.0
 
-    def _forgotten(self, found: Mapping[tuple[str, str], Forcing], subject: str | None) -> Verdict:
-        """What is left of the forget questions, of one subject or of all."""
+    def _forgotten(self, found: Mapping[tuple[str, str], Forcing], group: str | None) -> Verdict:
+        """What is left of the forget questions, of one group of subjects or of all."""
         columns: dict[str, dict[str, float]] = {name: {} for name in FORGOTTEN}
         asked, guessed = {}, {}
         for condition, pairs in self.paired.items():
@@ -137,8 +143,8 @@ class Judge:
             if own is None:
                 continue
             usable = [e for e in self.asked if e.has(condition)]
-            mine = [i for i, e in enumerate(usable) if subject in (None, e.subject)]
-            theirs = [(i, j) for i, j in pairs if subject in (None, usable[i].subject)]
+            mine = [i for i, e in enumerate(usable) if group in (None, self.groups[e.subject])]
+            theirs = [(i, j) for i, j in pairs if group in (None, self.groups[usable[i].subject])]
             if not mine:
                 continue
             asked[condition] = len(mine)
@@ -210,6 +216,18 @@ def drawn(
         seen[subject] = seen.get(subject, 0) + 1
         turn.append((seen[subject], i))
     return [examples[i] for _, i in sorted(turn)[:number]]
+
+
+def grouped(subjects: Iterable[str], asked: Sequence[Example]) -> dict[str, str]:
+    """Subject -> the group it is judged in: its own, or "" with all about whom little is asked.
+
+    Args:
+        subjects: All of them.
+        asked: What is asked about them; `GROUP` questions under a condition are enough.
+    """
+    number = Counter((e.subject, c) for e in asked for c in CONDITIONS if e.has(c))
+    least = {s: min([n for c in CONDITIONS if (n := number[s, c])], default=0) for s in subjects}
+    return {s: s if least[s] >= GROUP else "" for s in least}
 
 
 def guess_rate(example: Example, others: Sequence[Example]) -> float:

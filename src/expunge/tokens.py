@@ -1,4 +1,4 @@
-"""What enters an MLP, position by position: a bounded sample."""
+"""What enters an MLP and what its layer passes on, position by position: a bounded sample."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from expunge.errors import InputError
 from expunge.methods.base import Tokens
 from expunge.models import Prompter, accepts
 from expunge.prefix import Shared, lean, shared_batches
-from expunge.sites import Inner, Site, down_module, explains
+from expunge.sites import Inner, Site, down_module, explains, layer_of
 
 
 @dataclass
@@ -55,7 +55,8 @@ def collect_tokens(
     condition: str,
     places: Sequence[tuple[Site, Inner]],
     *,
-    apart: bool,
+    apart: bool = False,
+    streams: bool = False,
     limit: int | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -69,8 +70,9 @@ def collect_tokens(
         examples: The data set; rows without a form under `condition` are passed over.
         condition: `multi` or `text`.
         places: Where to listen.
-        apart: Tell the questions apart and keep what the MLPs put out; else questions about one
-            picture run it once, and it counts once.
+        apart: Tell the questions apart; else questions about one picture run it once, and it
+            counts once.
+        streams: Keep what the layers pass on.
         limit: Positions kept of each site at most, drawn evenly.
         batch_size: Examples per forward pass.
         seed: Of the draw.
@@ -99,10 +101,10 @@ def collect_tokens(
             batch = each
             if isinstance(each, Shared):
                 batch = each.begin(model)
-                _keep(model, each.head, places, seen, samples, apart)
+                _keep(model, each.head, places, seen, samples, apart, streams)
             assert isinstance(batch, Batch)
             model(**batch.inputs, **brief)
-            _keep(model, batch, places, seen, samples, apart)
+            _keep(model, batch, places, seen, samples, apart, streams)
             done += len(batch.mask)
             if tick:
                 tick(done)
@@ -136,7 +138,10 @@ def explained(
 def _heard(
     model: nn.Module, places: Sequence[tuple[Site, Inner]], seen: dict[str, Tensor]
 ) -> Iterator[None]:
-    """Within the block `seen` holds the last x, z and out of every site, as `<key>/<name>`."""
+    """Within the block `seen` holds the last x, z, out and stream of every site, by `<key>/<name>`.
+
+    `stream` is what the site's layer passes on, or `out` where it is in no layer.
+    """
     with contextlib.ExitStack() as stack:
         for site, inner in places:
 
@@ -148,7 +153,15 @@ def _heard(
             ) -> None:
                 seen[f"{key}/z"], seen[f"{key}/out"] = inputs[0].detach(), out.detach()
 
+            def passed(
+                _: nn.Module, inputs: tuple[Any, ...], out: Any, key: str = site.key
+            ) -> None:
+                seen[f"{key}/stream"] = (out if isinstance(out, Tensor) else out[0]).detach()
+
             first, last = model.get_submodule(inner.gate[0]), down_module(model, site)
+            layer = layer_of(site)
+            if layer is not None:
+                stack.callback(model.get_submodule(layer).register_forward_hook(passed).remove)
             stack.callback(first.register_forward_pre_hook(enter).remove)
             stack.callback(last.register_forward_hook(leave).remove)
         yield
@@ -161,6 +174,7 @@ def _keep(
     seen: dict[str, Tensor],
     samples: dict[str, _Sample],
     apart: bool,
+    streams: bool,
 ) -> None:
     """Add the counted positions of the batch that has just run."""
     mask = batch.mask
@@ -168,7 +182,13 @@ def _keep(
     place = torch.nonzero(mask)
     rows = torch.tensor(batch.rows, device=mask.device)
     for site, _ in places:
-        found = {name: seen.pop(f"{site.key}/{name}") for name in ("x", "z", "out")}
+        found = {name: seen.pop(f"{site.key}/{name}") for name in ("x", "z")}
+        out = seen.pop(f"{site.key}/out")
+        stream = seen.pop(f"{site.key}/stream", out)
+        if streams:
+            # some layers pass on more than one state a position
+            alike = (stream.numel(), stream.shape[-1]) == (out.numel(), out.shape[-1])
+            found["stream"] = stream if alike else out
         for name, value in found.items():
             if value.shape[:-1].numel() != mask.numel():
                 raise InputError(
@@ -182,8 +202,9 @@ def _keep(
         sample.square = square if sample.square is None else sample.square + square
         sample.count += len(found["z"])
         part = {"x": found["x"].float(), "picture": held[mask]}
+        if streams:
+            part["stream"] = found["stream"].float()
         if apart:
-            part["out"] = found["out"].float()
             part["question"], part["answer"] = rows[place[:, 0]], batch.answer[mask]
         sample.add(part)
 
@@ -195,7 +216,7 @@ def _tokens(sample: _Sample) -> Tokens:
         whole["x"],
         whole["picture"],
         (sample.square / max(sample.count, 1)).sqrt().float(),
-        whole.get("out"),
+        whole.get("stream"),
         whole.get("question"),
         whole.get("answer"),
     )

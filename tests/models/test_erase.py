@@ -87,7 +87,7 @@ def test_at_each_site_it_is_the_filter(evidence, erased):
         if not level:
             assert key not in erased.edits
             continue
-        same = dict.fromkeys(scales, level)
+        same = {(c, ""): level for c in scales}
         a, b = edits_at(evidence, {key: final[key]}, scales, same, ENERGY)[key].lowrank
         ours = erased.edits[key].lowrank
         assert torch.equal(a, ours[0]) and torch.equal(b, ours[1])

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS
 from expunge.detectors import Background
-from expunge.edit import applied, fingerprint, save_checkpoint
+from expunge.edit import applied, edited, fingerprint, save_checkpoint
 from expunge.encoding import batches
 from expunge.ends import end_directions
 from expunge.errors import InputError
@@ -20,7 +21,7 @@ from expunge.evaluate import ask
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.methods.base import PICTURE, Fit, Tokens, Verdict
 from expunge.methods.erase import Erased
-from expunge.methods.gated import Chain, leaps, still_known
+from expunge.methods.gated import Chain, leaps
 from expunge.methods.seek import (
     GAIN,
     Bounds,
@@ -29,8 +30,8 @@ from expunge.methods.seek import (
     Place,
     Seeker,
     edits_at,
-    threshold,
 )
+from expunge.methods.swap import Usual, written
 from expunge.models import Prompter, load
 from expunge.plan import Plan, SiteEdit
 from expunge.planning import make_plan
@@ -226,16 +227,21 @@ def test_plans_compose_in_either_order(world, questions, small):
 
 
 def test_as_an_adapter_it_says_the_same(small, questions, tmp_path):
+    """To 1e-4 where sums are float64; in float32 to a hundred-thousandth of the largest logit."""
     from peft import PeftModel
 
     model, processor = load(checkpoint("vanilla"))
     with pytest.raises(InputError, match="vanilla model"):
         small.to_peft(tmp_path / "adapter")
     small.to_peft(tmp_path / "adapter", model)
-    with applied(model, small):
-        said = logits(model, processor, questions["forget"][:3])
-    adapted = PeftModel.from_pretrained(model, str(tmp_path / "adapter")).eval()
-    assert torch.allclose(logits(adapted, processor, questions["forget"][:3]), said, atol=1e-4)
+    rows = questions["forget"][:3]
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, None)):
+        model = load(checkpoint("vanilla"))[0].to(dtype)
+        with edited(model, {s.key: s for s in find_sites(model)}, small.edits):
+            said = logits(model, processor, rows)
+        adapted = PeftModel.from_pretrained(model, str(tmp_path / "adapter")).eval().to(dtype)
+        most = 1e-4 if tolerance is None else tolerance * float(said.abs().max())
+        assert float((logits(adapted, processor, rows) - said).abs().max()) <= most
 
 
 def test_a_layout_is_believed_only_if_it_explains_what_is_seen(world):
@@ -248,17 +254,6 @@ def test_a_layout_is_believed_only_if_it_explains_what_is_seen(world):
         z = nn.functional.silu(block.gate_proj(x)) * block.up_proj(x)
     assert explains(model, site, inner, x, z)
     assert not explains(model, site, inner, x, z.flip(1))
-
-
-def test_a_subject_that_the_judge_did_not_ask_about_is_still_known():
-    """Of more subjects than questions some are not asked about; they get detectors all the same."""
-
-    def seen(recalled):
-        return Verdict({"text": recalled}, {}, {}, {}, {}, {"text": 0.2}, {"text": 0.1})
-
-    now = replace(seen(0.5), apart={"known": seen(0.9), "gone": seen(0.0)})
-    everybody = ["gone", "known", "known", "unasked"]
-    assert still_known(now, everybody, "text") == {"known", "unasked"}
 
 
 def test_sites_are_tried_from_the_first_and_all_of_them():
@@ -278,8 +273,8 @@ def test_the_view_of_pictures_is_settled_once_a_difference_is_seen():
         recalled, likelier = (1.0 - gain for gain in ((two, two / 2) if new == 2 else (0.0, 0.0)))
         return Verdict({"multi": recalled}, {}, {}, {}, {}, {"multi": likelier}, {"multi": 0.1})
 
-    found = Found("multi", torch.ones(8), 0.4, torch.ones(5))
-    looked = Looked("multi", None, set(), 1)
+    found = Found(("multi", "who"), "who", torch.ones(8), 0.4, torch.ones(5))
+    looked = Looked("multi", None, {}, 1)
 
     def viewed(of, turn=0):
         seeker = SimpleNamespace(
@@ -288,7 +283,9 @@ def test_the_view_of_pictures_is_settled_once_a_difference_is_seen():
         return len(chain._viewed(seeker, looked, "site", turn))
 
     chain = Chain(SimpleNamespace(judge=judge), None, Bounds(), Erased(), {"site": place})
-    chain.strengths = {"multi": 1.0}
+    chain.strengths = {("multi", "who"): 1.0}
+    assert [viewed(place), viewed(shadow)] == [1, 1] and not chain.settled
+    two = 0.08  # of what is known, that is 0.09: no clear difference
     assert [viewed(place), viewed(shadow)] == [1, 1] and not chain.settled
     two = 0.5
     assert [viewed(place), viewed(shadow)] == [2, 2] and chain.views == {"multi": PICTURE}
@@ -310,42 +307,154 @@ def test_a_group_that_is_kept_too_does_not_hide_another():
     none = torch.zeros(80, dtype=torch.bool)
     tokens = Tokens(x, none, torch.ones(4), x[:, :3], torch.arange(80) % 10, none)
     access = SimpleNamespace(owners=lambda *_: ["who"] * 10, ends=None)
-    seeker = Seeker(access, background, Place(Fit(True, True), None, torch.arange(4), 1.0))
-    assert seeker.seek(Looked("text", tokens, {"who"}, 1), "text") == []
-    (found,) = seeker.seek(Looked("text", tokens, {"who"}, 2), "text")
-    fires = x @ found.row > found.kept
+    place = Place(Fit(True, True), None, torch.arange(4), 1.0)
+    seeker = Seeker(access, background, place, Usual(background, {}))
+    parts = {"who": ("text", "who")}
+    assert seeker.seek(Looked("text", tokens, parts, 1), "text") == []
+    (found,) = seeker.seek(Looked("text", tokens, parts, 2), "text")
+    fires = x @ found.row > found.edge
     assert fires[60:].float().mean() > 0.9 and not fires[:60].any()
+    assert float(found.row @ x[60:][fires[60:]].mean(0)) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_a_weaker_edit_starts_later():
-    edges = [threshold(0.6, s) for s in (0.25, 0.5, 1.0, 2.0)]
-    assert edges == sorted(edges, reverse=True) and edges[0] > edges[1] > 0.6
-    assert edges[2:] == [0.6, 0.6]  # never where something that must stay is
+def test_detectors_of_the_other_view_do_not_change_what_the_first_ones_write():
+    """A second turn finds detectors in the picture; those beside it go on writing what they did."""
+    generator = torch.Generator().manual_seed(4)
+
+    def near(axis, number):
+        return 0.3 * torch.randn(number, 16, generator=generator) + 8 * torch.eye(16)[axis]
+
+    kept_x = torch.randn(4000, 16, generator=generator)
+    background = Background.of(kept_x)
+    kept = Tokens(kept_x, torch.arange(4000) % 2 == 0, torch.ones(4), torch.zeros(4000, 3))
+    picture = torch.arange(120) >= 60
+    stream = torch.where(picture[:, None], torch.tensor([0.0, 5, 0]), torch.tensor([7.0, 0, 0]))
+    x = torch.cat([near(1, 60), near(2, 60)])
+    none = torch.zeros(120, dtype=torch.bool)
+    tokens = Tokens(x, picture, torch.ones(4), stream, torch.arange(120) % 20, none)
+    access = SimpleNamespace(owners=lambda *_: ["who"] * 20, ends=None)
+    place = Place(Fit(True, True), None, torch.arange(9), 1.0)
+    seeker = Seeker(access, background, place, Usual(background, {"multi": kept}))
+    looked = Looked("multi", tokens, {"who": ("multi", "who")}, 1)
+
+    def said(at):
+        """What all neurons write at the positions, on average."""
+        wrote = sum(place.loud(x[at], f)[:, None] * f.write for f in place.found)
+        return wrote.mean(0).tolist()
+
+    place.found = seeker.seek(looked, "multi")
+    assert said(~picture) == pytest.approx([-7, 0, 0], abs=0.5)
+    assert said(picture) == pytest.approx([0, 0, 0], abs=0.5)
+    place.found = seeker.seek(looked, PICTURE)
+    assert len(place.found) == 2
+    assert said(~picture) == pytest.approx([-7, 0, 0], abs=0.5)
+    assert said(picture) == pytest.approx([0, -5, 0], abs=0.5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_neurons_write_what_puts_the_usual_in_the_place_of_a_subject(bias):
+    """Two detectors of one subject, one there before: against float64 least squares and a loop."""
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(number, width):
+        return torch.randn(number, width, generator=generator)
+
+    background = Background.of(drawn(600, 8))
+    constant = None if bias else drawn(1, 8)[0]
+    place = Place(Fit(True, bias), constant, torch.arange(9), 1.0)
+    x, streams, none = drawn(40, 8), drawn(40, 5), torch.zeros(40, dtype=torch.bool)
+    kept = Tokens(drawn(90, 8), torch.arange(90) % 9 == 0, torch.ones(4), drawn(90, 5))
+    tokens = Tokens(x, none, torch.ones(4), streams, torch.arange(40), none)
+    part = "text", "who"
+    two = [Found(part, "who", 3 * drawn(1, 8)[0], e, torch.ones(5)) for e in (0.3, 0.6)]
+    other = Found(part, "she", two[0].row, 0.1, torch.ones(5))
+    seeker = Seeker(
+        SimpleNamespace(ends=None), background, place, Usual(background, {"text": kept})
+    )
+    looked = Looked("text", tokens, {"who": part}, 1)
+    first, she, second = seeker._writing(
+        [two[0], other, two[1]], looked, "who", torch.arange(5, 40)
+    )
+    assert she is other
+
+    white = background.whiten(kept.x).double().numpy()
+    mine = background.whiten(x).double().numpy()
+    ones = np.ones(40) if bias else (x @ constant).double().numpy()
+    rows, wanted = [], []
+    for i in range(5, 40):
+        above = [
+            max(float(x[i].double() @ f.row.double()) - f.edge * ones[i], 0) / (1 - f.edge)
+            for f in two
+        ]
+        if max(above) == 0:
+            continue
+        alike = [
+            (mine[i] @ w / np.linalg.norm(w), j) for j, w in enumerate(white) if not kept.picture[j]
+        ]
+        near = [j for _, j in sorted(alike)[-16:]]
+        rows.append([a * a for a in above])
+        wanted.append((kept.stream[near].double().mean(0) - streams[i].double()).numpy())
+    a, b = np.array(rows), np.array(wanted)
+    ridge = [0.01 * max((column**2).sum(), (column > 0).sum()) for column in a.T]
+    expected = np.linalg.solve(a.T @ a + np.diag(ridge), a.T @ b)
+    found = torch.stack([first.write, second.write]).double().numpy()
+    assert len(rows) > 10 and np.allclose(found, expected, atol=1e-4)
+
+
+def test_what_only_just_speaks_does_not_shout():
+    """A neuron that is heard at 0.01 of level 1 writes 1 % of what is wanted there, not all."""
+    wanted = torch.ones(20, 3)
+    (write,) = written(torch.full((20, 1), 0.01), wanted)
+    assert torch.allclose(write, torch.full((3,), 0.01 / (0.01**2 + 0.01)))
+    (write,) = written(torch.full((20, 1), 0.5), wanted)
+    assert torch.allclose(write, torch.full((3,), 0.5 / (0.5**2 + 0.01)))
+
+
+def test_a_loud_neuron_does_not_hold_down_a_quiet_one():
+    """Each alone at its positions, one a thousand times louder: both write what is wanted."""
+    loud = torch.block_diag(torch.full((5, 1), 1e3), torch.full((5, 1), 1.0))
+    wanted = torch.ones(10, 3)
+    writes = written(torch.cat([loud, torch.zeros(10, 1)], 1), wanted)
+    assert torch.allclose(loud @ writes[:2], wanted / 1.01, atol=1e-4)
+    assert not writes[2].any()
+
+
+def test_a_subject_without_anything_like_it_is_not_written_over():
+    found = Found(("text", "who"), "who", torch.ones(8), 0.2, torch.ones(5))
+    background = Background.of(torch.randn(50, 8, generator=torch.Generator().manual_seed(2)))
+    none = torch.zeros(3, dtype=torch.bool)
+    tokens = Tokens(torch.ones(3, 8), none, torch.ones(4), torch.ones(3, 5), torch.arange(3), none)
+    place = Place(Fit(True, True), None, torch.arange(9), 1.0)
+    seeker = Seeker(SimpleNamespace(ends=None), background, place, Usual(background, {}))
+    looked = Looked("text", tokens, {"who": found.part}, 1)
+    assert seeker._writing([found], looked, "who", torch.arange(3)) == [found]
 
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_a_new_neuron_grows_with_the_square_of_the_level_where_it_has_a_gate(gated):
     """Against ((level - edge) / (1 - edge))^2, or to the first power, in float64."""
     generator = torch.Generator().manual_seed(3)
-    row, take = torch.randn(8, generator=generator), torch.randn(5, generator=generator)
-    found = Found("text", row, 0.4, take)
+    row, write = torch.randn(8, generator=generator), torch.randn(5, generator=generator)
+    found = Found(("text", "who"), "who", row, 0.49, write)
     place = Place(Fit(gated, True), None, torch.arange(40), 1.0, [found])
-    new = edits_at({"site": place}, {"text": 0.5})["site"].rewire
+    new = edits_at({"site": place}, {("text", "who"): 0.5})["site"].rewire
     level = torch.tensor([0.1, 0.4, 0.6, 0.8, 1.0, 1.5], dtype=torch.float64)
     x = level[:, None] * row.double() / row.double().square().sum()
     one = torch.cat([x, torch.ones(len(x), 1).double()], 1)
     z = nn.functional.silu(one @ new.gate.double().T)
     z = z * (one @ new.up.double().T) if gated else z
-    edge = threshold(0.4, 0.5)
-    above = ((level - edge) / (1 - edge)).clamp_min(0)
-    expected = -0.5 * GAIN * above[:, None] ** (2 if gated else 1) * take.double()
+    above = ((level - 0.49) / (1 - 0.49)).clamp_min(0)
+    loud = above ** (2 if gated else 1)
+    expected = 0.5 * GAIN * loud[:, None] * write.double()
     assert torch.allclose(z @ new.down.double().T, expected, atol=1e-4)
+    assert torch.allclose(place.loud(x.float(), found).double(), loud, atol=1e-5)
+    assert edits_at({"site": place}, {("text", "she"): 0.5}) == {}
 
 
 def test_a_limit_on_memory_bounds_what_is_held():
-    whole, tight = Bounds.within(None, 128), Bounds.within("64MiB", 1024)
+    whole, tight = Bounds.within(None, 128), Bounds.within("96MiB", 1024)
     assert whole == Bounds()
-    held = tight.positions * (tight.sites + 3) * 8 * 4 * 1024
-    assert held <= 64 * 2**20 and tight.sites >= 1
+    held = tight.positions * (tight.sites + 3) * 10 * 4 * 1024
+    assert held <= 96 * 2**20 and tight.sites >= 1
     with pytest.raises(InputError, match=r"memory is 1MiB, but .* need .*MiB at least"):
         Bounds.within("1MiB", 1024)

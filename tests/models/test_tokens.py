@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from expunge import tokens
 from expunge.bench import Bench
 from expunge.config import RunConfig
 from expunge.data import Example
@@ -12,7 +13,7 @@ from expunge.fiction.world import World
 from expunge.methods.base import PLAIN_SET
 from expunge.models import Prompter
 from expunge.planning import settled
-from expunge.sites import find_sites
+from expunge.sites import Site, find_sites, layer_of
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,45 @@ def test_questions_apart_are_all_positions(bench, condition):
     torch.testing.assert_close(found.used.double(), rms, rtol=1e-4, atol=1e-6)
     assert found.question.unique().tolist() == list(range(5))
     assert bool(found.picture.any()) == (condition == "multi")
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_what_a_layer_passes_on_is_kept_where_asked_for(bench, apart):
+    """Against the hidden states of transformers, question by question."""
+    site = bench.sites[1]  # after the second layer
+    rows = bench.sets["forget"]
+    found = bench.tokens("forget", "text", [site.key], apart=apart, streams=True)[site.key]
+    states = []
+    with torch.inference_mode():
+        for row in rows:
+            (batch,) = batches(bench.model, bench.prompter, [row], "text")
+            out = bench.model(**batch.inputs, output_hidden_states=True)
+            states.append(out.hidden_states[2][0])
+    expected = torch.cat(states)
+    torch.testing.assert_close(in_order(found.stream), in_order(expected), rtol=1e-4, atol=1e-5)
+    assert bench.tokens("forget", "text", [site.key], apart=apart)[site.key].stream is None
+
+
+def test_a_site_in_no_layer_passes_on_what_it_puts_out(bench, monkeypatch):
+    site = bench.sites[0]
+    monkeypatch.setattr(tokens, "layer_of", lambda _: None)
+    found = bench.tokens("forget", "text", [site.key], apart=True, streams=True)[site.key]
+    block = bench.model.get_submodule(site.path.rpartition(".")[0])
+    with torch.inference_mode():
+        torch.testing.assert_close(found.stream, block(found.x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "layer"),
+    [
+        ("model.language_model.layers.3.mlp.down_proj", "model.language_model.layers.3"),
+        ("model.multi_modal_projector.linear_2", None),
+        ("transformer.h.11.mlp.c_proj", "transformer.h.11"),
+        ("fc2", None),
+    ],
+)
+def test_the_layer_around_a_site(path, layer):
+    assert layer_of(Site("a.0", "a", "mlp", path, 8, 64, False)) == layer
 
 
 def test_plain_texts_are_read_with_nothing_around_them(bench):

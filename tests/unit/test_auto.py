@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from expunge.data import CONDITIONS
+from expunge.data import CONDITIONS, Example
 from expunge.edit import edited
 from expunge.evaluate import teacher_forced
 from expunge.evidence import folded
 from expunge.fiction.shipped import checkpoint, suite
-from expunge.judge import Judge, drawn, guess_rate, with_other_answers
+from expunge.judge import Judge, drawn, grouped, guess_rate, with_other_answers
 from expunge.methods import search
 from expunge.methods.base import Verdict
 from expunge.methods.filter_search import PACE, scales_of
@@ -32,10 +32,13 @@ def verdict(nll, other, kept):
     return Verdict(each(0.5), each(nll), each(other), each(kept), each(0.0))
 
 
-def searched(judge, keep=0.97):
+def searched(judge, keep=0.97, pace=PACE):
+    """The strengths chosen by condition, and the steps; one group of subjects."""
     steps = []
-    chosen = search.search(judge, verdict(0.0, 6.0, 1.0), keep, steps, PACE)
-    return chosen, steps
+    chosen = search.search(
+        lambda s: judge(search.by_condition(s)), verdict(0.0, 6.0, 1.0), keep, steps, pace
+    )
+    return search.by_condition(chosen), steps
 
 
 TOLERANCE = search.FACTOR ** (1 / 2**PACE.halvings) + 1e-9
@@ -52,7 +55,7 @@ def test_search_stops_at_the_weakest_strength_that_forgets():
 
 def test_of_candidates_that_forget_the_weakest_is_taken_even_if_none_loses_anything():
     chosen, steps = searched(lambda s: verdict(4.0 if s["text"] >= 1.3 else 1.0, 3.0, 1.0))
-    forgetting = [s.strengths["text"] for s in steps if s.forgotten]
+    forgetting = [s.strengths["text", ""] for s in steps if s.forgotten]
     assert len(forgetting) > 1 and chosen["text"] == min(forgetting)
 
 
@@ -61,7 +64,7 @@ def test_search_stays_inside_the_limit_when_that_comes_first():
         lambda s: verdict(s["multi"], 30.0, 0.99 if s["multi"] <= 2.9 else 0.9)
     )
     assert chosen["multi"] <= 2.9 < chosen["multi"] * TOLERANCE
-    assert all(s.kept >= 0.97 for s in steps if s.strengths["multi"] <= chosen["multi"])
+    assert all(s.kept >= 0.97 for s in steps if s.strengths["multi", ""] <= chosen["multi"])
 
 
 def test_search_goes_below_the_first_strength_when_that_harms_too_much():
@@ -93,9 +96,9 @@ def test_a_condition_that_is_ahead_waits_for_the_other():
     assert chosen["multi"] > 3 * chosen["text"]
     assert min(shares.values()) == 1.0
     for before, after in itertools.pairwise(steps[: PACE.rises]):
-        done = search.progress(before.verdict)
+        done = search.by_condition(search.progress(before.verdict))
         if done["text"] > done["multi"] + search.BEHIND:
-            assert after.strengths["text"] <= before.strengths["text"]
+            assert after.strengths["text", ""] <= before.strengths["text", ""]
 
 
 def test_of_candidates_that_do_not_forget_the_most_even_one_is_taken():
@@ -106,6 +109,70 @@ def test_of_candidates_that_do_not_forget_the_most_even_one_is_taken():
     inside = [s for s in steps if s.kept >= 0.97]
     least = {tuple(s.strengths.values()): min(search.progress(s.verdict).values()) for s in inside}
     assert least[tuple(chosen.values())] == max(least.values())
+
+
+def test_every_group_of_subjects_has_a_strength_of_its_own():
+    """Two groups, one forgotten four times as easily; nobody waits, and it goes a step further."""
+    needed = {("text", "easy"): 1.0, ("text", "hard"): 4.0}
+
+    def judge(s):
+        apart = {
+            group: Verdict(
+                {"text": 0.0 if s[part] >= needed[part] else 1.0},
+                {},
+                {},
+                {},
+                {},
+                {"text": 0.0},
+                asked={"text": 18},
+            )
+            for part in needed
+            for group in [part[1]]
+        }
+        return replace(verdict(1.0, 1.0, 1.0), apart=apart)
+
+    pace = search.Pace(0.25, 6, 0, search.of_groups, behind=1.0)
+    start = judge(dict.fromkeys(needed, 0.0))
+    steps = []
+    chosen = search.search(judge, start, 0.97, steps, pace)
+    assert chosen == needed and [s.forgotten for s in steps] == [False] * 4 + [True]
+    more = search.further(judge, start, 0.97, steps, pace, chosen)
+    assert more == {part: pytest.approx(math.sqrt(2) * need) for part, need in needed.items()}
+    assert len(steps) == 6 and steps[-1].forgotten
+
+    def harming(s):
+        return replace(judge(s), held_out=dict.fromkeys(CONDITIONS, 1 - s["text", "hard"] / 41))
+
+    assert search.further(harming, start, 0.9, steps, pace, chosen) == needed
+    assert steps[-1].kept < 0.9
+
+
+def test_chance_is_allowed_for_only_where_the_condition_is_forgotten_as_a_whole():
+    """Four subjects of 18 questions, of which chance explains three right, but not of each."""
+
+    def now(*right):
+        def seen(share, number):
+            return Verdict(
+                {"text": share}, {}, {}, {}, {}, {"text": 0.4}, {"text": 0.0}, {}, {"text": number}
+            )
+
+        apart = {str(i): seen(r / 18, 18) for i, r in enumerate(right)}
+        return replace(seen(sum(right) / (18 * len(right)), 18 * len(right)), apart=apart)
+
+    one = search.of_groups(now(0, 0, 0, 1))
+    assert one == {("text", str(i)): 1.0 for i in range(4)}
+    each = search.of_groups(now(1, 1, 1, 1))
+    assert each == {("text", str(i)): pytest.approx((17 / 18) / 0.98) for i in range(4)}
+
+
+def test_subjects_of_whom_little_is_asked_are_judged_together():
+    def asked(subject, number, **form):
+        return [Example(subject=subject, answer="a", **form)] * number
+
+    rows = asked("one", 6, text_question="q") + asked("two", 5, text_question="q")
+    assert grouped(["one", "two", "none"], rows) == {"one": "one", "two": "", "none": ""}
+    rows += asked("one", 2, question="q", image="x.png")
+    assert grouped(["one"], rows) == {"one": ""}
 
 
 def test_nothing_is_known_where_a_standard_error_hides_the_rest():

@@ -9,6 +9,7 @@ from expunge import detectors as module
 from expunge.detectors import Background, detectors
 from expunge.methods.base import Fit
 from expunge.methods.seek import AT_ONCE, Place, Seeker
+from expunge.methods.swap import Usual
 
 
 def inputs(seed, number, width, shift=0.0):
@@ -100,7 +101,7 @@ def test_the_greatest_level_is_that_of_a_loop_over_what_is_kept(steady):
     constant = background.constant.float() if steady else None
     place = Place(Fit(gated=True, bias=not steady), constant, torch.arange(4), 1.0)
     groups = [inputs(21 + i, 6, 12, 1.0) for i in range(AT_ONCE + 2)]
-    found = Seeker(None, background, place)._detectors(groups)
+    found = Seeker(None, background, place, Usual(background, {}))._detectors(groups)
     assert len(found) == len(groups)
     for row, most in found:
         ones = [float(x @ constant) if steady else 1.0 for x in kept]

@@ -93,15 +93,15 @@ class Tokens:
         x: Inputs, float32 [n, in].
         picture: Whether the position holds a part of a picture, bool [n].
         used: Root mean square of z over all positions run, float32 [width].
-        out: What the MLP put out, float32 [n, out]; only where questions are told apart.
-        question: Place of the question in its set, int64 [n]; the same.
+        stream: What the site's layer passed on, float32 [n, out]; only where asked for.
+        question: Place of the question in its set, int64 [n]; only where they are told apart.
         answer: Whether the position holds a token of the answer, bool [n]; the same.
     """
 
     x: Tensor
     picture: Tensor
     used: Tensor
-    out: Tensor | None = None
+    stream: Tensor | None = None
     question: Tensor | None = None
     answer: Tensor | None = None
 
@@ -161,6 +161,7 @@ class Access(Protocol):
         edits: Mapping[str, SiteEdit] | None = None,
         *,
         apart: bool = False,
+        streams: bool = False,
         limit: int | None = None,
     ) -> Mapping[str, Tokens]:
         """What enters the MLPs of some sites, by key; see `tokens.collect_tokens`."""
@@ -183,7 +184,8 @@ class Verdict:
         other_recalled: Share of the strangers' answers that are the greedy one.
         asked: How many forget questions all these are shares of.
         guessed: Share of them that one who never knew would guess; see `judge.guess_rate`.
-        apart: Subject -> the same for its forget questions alone, without what was held out.
+        apart: Group of subjects -> the same for its forget questions alone, without what was held
+            out.
     """
 
     recalled: Mapping[str, float]
@@ -201,6 +203,10 @@ class Verdict:
 
 class Judging(Protocol):
     """Carries candidate edits out on the model for a moment and says what they do."""
+
+    @property
+    def groups(self) -> Mapping[str, str]:
+        """Forget subject -> the group it is judged in; see `judge.grouped`."""
 
     def __call__(
         self, edits: Mapping[str, SiteEdit], without: Sequence[Mapping[str, SiteEdit]]

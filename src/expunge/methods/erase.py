@@ -97,6 +97,6 @@ def _edits(
     edits: dict[str, SiteEdit] = {}
     for key, level in levels.items():
         if level:
-            same = dict.fromkeys(scales, level)
+            same = {(c, ""): level for c in scales}
             edits |= edits_at(evidence, {key: found[key]}, scales, same, ENERGY)
     return edits

@@ -59,7 +59,7 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     scales = scales_of(final)
     scores = {key: each.space.ratio for key, each in final.items()}
     notes: dict[str, Any] = {"views": {c: view for c, (view, _) in scales.items()}}
-    chosen: Strengths = dict.fromkeys(scales, config.strength or 0.0)
+    chosen: Strengths = {(c, ""): config.strength or 0.0 for c in scales}
     if config.strength is None:
         assert evidence.judge is not None
         judge = evidence.judge
@@ -84,7 +84,7 @@ def edits_at(
     power: float = POWER,
 ) -> dict[str, SiteEdit]:
     """The edits at given strengths; see `scales_of`, `filters.edits_for` and `subspace.shares`."""
-    weights = {view: strengths.get(c, 0.0) / scale for c, (view, scale) in scales.items()}
+    weights = {view: strengths.get((c, ""), 0.0) / scale for c, (view, scale) in scales.items()}
     at = {key: each.weighted(weights) for key, each in found.items()}
     shared = {key: shares(d.ratio, 1.0, power) for key, d in at.items()}
     removed = {k: torch.where(s < LEAST, 0.0, (1 + OVERSHOOT) * s) for k, s in shared.items()}

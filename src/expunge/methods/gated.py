@@ -6,16 +6,15 @@ the first: what enters the MLP at the forget questions (the sites before are edi
 compared with what enters it at retain questions and at questions about nothing in particular. For
 each subject and condition a few detectors are found (see `detectors`): silent on all that is kept,
 speaking on a group of the subject's positions. Each becomes one neuron, in the place of one that
-hardly does anything, and writes the reverse of what the MLP says at those positions, so that what
-the layer knew of the subject goes no further. When the model answers about a subject like one that
-never knew (see `search.unknown`), it gets no more detectors.
+hardly does anything. Together a subject's neurons write what the layer would pass on for nobody in
+particular in the place of what it does for the subject (see `swap`). When the model answers about a
+subject like one that never knew (see `search.of_groups`), it gets no more detectors.
 
-How far above the kept inputs a threshold lies and how loud a new neuron is are one strength for
-each condition, found by search. What it costs is asked of retain subjects that were put aside,
-under detectors found without them; those of the plan are found with them. Where not everything is
-forgotten at strength 1 or inside the limit on what is lost, more detectors are looked for at the
-strengths reached, and the search is done again, now up to strengths over 1. Forward passes are all
-it takes.
+How loud new neurons are is one strength for each condition and subject, found by search. What it
+costs is asked of retain subjects that were put aside, under detectors found without them; those of
+the plan are found with them. Where not everything is forgotten at strength 1 or inside the limit on
+what is lost, more detectors are looked for at the strengths reached, and the search is done again,
+now up to strengths over 1. Forward passes are all it takes.
 
 The forget questions are those given and more of the kind that retain subjects are asked, answered
 by the model itself (see `augment`): one or two questions do not show what it does at the others.
@@ -36,7 +35,16 @@ from expunge.errors import InputError
 from expunge.methods import filter_search
 from expunge.methods.base import ASKED_SET, PICTURE, Evidence, Fit, Method, Outcome, Verdict
 from expunge.methods.erase import Erased, erase
-from expunge.methods.search import Pace, Step, Strengths, search, told, unknown
+from expunge.methods.search import (
+    Pace,
+    Step,
+    Strengths,
+    further,
+    of_groups,
+    search,
+    told,
+    unknown,
+)
 from expunge.methods.seek import (
     ALL_KEPT,
     KEPT_SETS,
@@ -49,14 +57,23 @@ from expunge.methods.seek import (
     edits_at,
     place_at,
 )
+from expunge.methods.swap import Usual
 from expunge.plan import SiteEdit
 
 VIEWS = {"multi": ("multi", PICTURE), "text": ("text",)}
 ADDED = (1, 2, 3)
 LEAPS = 8
 POOR = 0.5
-PACE = Pace(first=0.25, rises=3, halvings=2, done=partial(unknown, guessing=True))
-LOUDER = replace(PACE, rises=5)
+CLEARLY = 0.1
+FULL = 1.0
+PACE = Pace(
+    0.25,
+    rises=3,
+    halvings=0,
+    done=partial(of_groups, guessing=True),
+    behind=1.0,
+)
+LOUDER = replace(PACE, first=0.5, rises=4)
 
 
 def decide(evidence: Evidence, config: RunConfig) -> Outcome:
@@ -68,7 +85,7 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     hidden = max(evidence.weight(s.key).shape[0] for s in evidence.sites)
     erased = erase(evidence)
     chain = Chain(evidence, start, Bounds.within(config.memory, hidden), erased)
-    full: Strengths = dict.fromkeys(start.nll, 1.0)
+    full: Strengths = dict.fromkeys(of_groups(start), FULL)
     chain.run(full)
     notes: dict[str, Any] = {
         "erased": erased.notes,
@@ -81,7 +98,9 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
             return Outcome(erased.edits, {}, notes)
         return without_detectors(evidence, config)
     if config.strength is not None:
-        return Outcome(chain.edits(dict.fromkeys(full, config.strength)), {}, notes)
+        given: Strengths = dict.fromkeys(full, config.strength)
+        chain.run(given)
+        return Outcome(chain.edits(given), {}, notes)
     first = searched(chain, config.keep, PACE)
     best = first
     if first.reached is not None and not first.reached.forgotten:
@@ -110,7 +129,7 @@ class Searched:
 
     Attributes:
         edits: The edits at the strengths chosen.
-        reached: The candidate chosen, or None if all went over the limit.
+        reached: The candidate chosen, before it was made stronger; None if all went over the limit.
         told: The search, as `search.told` tells it.
     """
 
@@ -135,6 +154,8 @@ def searched(chain: Chain, keep: float, pace: Pace) -> Searched:
 
     chosen = search(tried, chain.start, keep, steps, pace)
     reached = next((s for s in steps if s.strengths is chosen), None)
+    if reached is not None:
+        chosen = further(tried, chain.start, keep, steps, pace, chosen)
     about = told(chain.start, steps, chosen, keep)
     more = " and ".join(f"{n} under {c}" for c, n in asked(chain.evidence).items() if n)
     if more:
@@ -203,7 +224,7 @@ class Chain:
         now = judge(self.edits(strengths), [])
         for turn, enough in enumerate((1.0, POOR)):
             for key in kept.keys:
-                left = {c for c, share in unknown(now).items() if share < enough}
+                left = {c for (c, _), share in of_groups(now).items() if share < enough}
                 left &= {"multi"} if turn else left
                 if not left:
                     break
@@ -229,46 +250,54 @@ class Chain:
         assert access is not None and judge is not None
         before = self.edits(self.strengths)
         given = {
-            c: access.tokens("forget", c, [key], before, apart=True).get(key) for c in sorted(left)
+            c: access.tokens("forget", c, [key], before, apart=True, streams=True).get(key)
+            for c in sorted(left)
         }
         samples = kept.at(key)
         seekers = []
         for places, sets in ((self.places, ALL_KEPT), (self.shadow, KEPT_SETS)):
-            background = Background.of(torch.cat([t.x for n in sets for t in samples.get(n, [])]))
+            kept_x = [t.x for n in sets for t in samples.get(n, {}).values()]
+            background = Background.of(torch.cat(kept_x))
             place = places.get(key) or place_at(self.evidence, key, fit, background, samples)
             if place is None:
                 return
             places[key] = place
-            seekers.append(Seeker(access, background, place))
+            usual = Usual(background, samples.get("retain", {}))
+            seekers.append(Seeker(access, background, place, usual))
         for number in ADDED:
-            known = {c: still_known(now, access.owners("forget", c), c) for c in left}
+            open_ = {part for part, share in of_groups(now).items() if share < 1}
             before_count = len(self.places[key].found)
             for seeker in seekers:
-                for condition, subjects in sorted(known.items()):
+                for condition in sorted(left):
+                    own = {s: (condition, group) for s, group in judge.groups.items()}
+                    parts = {s: part for s, part in own.items() if part in open_}
                     tokens = given[condition]
-                    if tokens is not None and subjects:
-                        looked = Looked(condition, tokens, subjects, number)
-                        seeker.place.found += self._viewed(seeker, looked, key, turn)
+                    if tokens is not None and parts:
+                        looked = Looked(condition, tokens, parts, number)
+                        seeker.place.found = self._viewed(seeker, looked, key, turn)
             if len(self.places[key].found) == before_count:
                 return
             now = judge(self.edits(self.strengths), [])
             yield now
-            left &= {c for c, share in unknown(now).items() if share < 1}
+            left &= {c for (c, _), share in of_groups(now).items() if share < 1}
             if not left:
                 return
 
     def _viewed(self, seeker: Seeker, looked: Looked, key: str, turn: int) -> list[Found]:
-        """Detectors for a condition, at the positions of the view that forgets more of it.
+        """The detectors of a place and new ones for a condition, at positions of the better view.
 
-        Which one that is, is asked with one's own detectors alone, until a difference is seen.
+        That is the first unless another clearly forgets more, by `CLEARLY`. Which one it is, is
+        asked with one's own detectors alone, until such a difference is seen.
         """
         condition, choices = looked.condition, VIEWS[looked.condition]
         asks = seeker.place is self.places[key] and not turn and len(choices) > 1
         if asks and condition not in self.settled:
             found = {view: seeker.seek(looked, view) for view in choices}
             forgets = {view: self._forgets(key, each, looked) for view, each in found.items()}
-            view = self.views[condition] = max(choices, key=lambda v: forgets[v])
-            if forgets[view] > 0:
+            best = max(choices, key=lambda v: forgets[v])
+            clear = forgets[best] > CLEARLY + min(forgets.values())
+            view = self.views[condition] = best if clear else choices[0]
+            if clear:
                 self.settled.add(condition)
             return found[view]
         view = self.views.setdefault(condition, choices[0])
@@ -276,18 +305,11 @@ class Chain:
         return seeker.seek(looked, view)
 
     def _forgets(self, key: str, found: list[Found], looked: Looked) -> float:
-        """How much of a condition is forgotten with these too: see `unknown`."""
+        """How much of a condition is forgotten with these detectors: see `unknown`."""
         judge = self.evidence.judge
         assert judge is not None
-        place = self.places[key]
-        tried = self.places | {key: replace(place, found=place.found + found)}
+        tried = self.places | {key: replace(self.places[key], found=found)}
         return unknown(judge(edits_at(tried, self.strengths), []))[looked.condition]
-
-
-def still_known(now: Verdict, subjects: Sequence[str], condition: str) -> set[str]:
-    """Those of the subjects that are not forgotten yet, and those about whom nothing was asked."""
-    asked = {s: unknown(v) for s, v in now.apart.items()}
-    return {s for s in subjects if asked.get(s, {}).get(condition, 0.0) < 1}
 
 
 def _together(erased: Mapping[str, SiteEdit], new: Mapping[str, SiteEdit]) -> dict[str, SiteEdit]:

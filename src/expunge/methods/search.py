@@ -1,4 +1,4 @@
-"""Search of a strength for each condition: strongest forgetting inside a limit on what is lost."""
+"""Search of strengths, by condition or finer: strongest forgetting inside a limit on the loss."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from expunge.methods.base import Verdict
 
 FACTOR = 2.0
 BEHIND = 0.25
+FURTHER = math.sqrt(2)
 GUESSED = 0.02
 UNEVEN = 0.065
 ERRORS = 0.6
 MOST = 0.2
 
-Strengths = Mapping[str, float]
-"""Condition -> strength; what 1 means is the method's."""
+Part = tuple[str, str]
+"""A condition and a group of subjects (see `judge.Judge.groups`), or "" for all of them."""
+
+Strengths = Mapping[Part, float]
+"""Part -> strength; what 1 means is the method's."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,17 @@ class Step:
     strengths: Strengths
     verdict: Verdict
     kept: float
-    done: Mapping[str, float]
+    done: Mapping[Part, float]
+
+    @classmethod
+    def of(cls, strengths: Strengths, start: Verdict, now: Verdict, pace: Pace) -> Step:
+        """A candidate with its verdict, against that on the unedited model."""
+        return cls(strengths, now, kept_share(start, now), pace.done(now))
 
     @property
     def least(self) -> float:
-        """How much is forgotten under the condition that is worse."""
-        return min(self.done.values(), default=1.0)
+        """How much is forgotten under the condition that is worse, the mean of its parts."""
+        return min(by_condition(self.done).values(), default=1.0)
 
     @property
     def forgotten(self) -> bool:
@@ -45,16 +54,18 @@ class Pace:
     """How a search proceeds.
 
     Attributes:
-        first: Strength of the first candidate under every condition.
+        first: Strength of the first candidate of every part.
         rises: Candidates of growing strength at most.
         halvings: How often the last interval is halved.
-        done: Verdict -> by condition, how much is forgotten; 1 is everything.
+        done: Verdict -> by part, how much is forgotten; 1 is everything.
+        behind: A part that is further than another by more than this waits for it.
     """
 
     first: float
     rises: int
     halvings: int
-    done: Callable[[Verdict], Mapping[str, float]]
+    done: Callable[[Verdict], Mapping[Part, float]]
+    behind: float = BEHIND
 
 
 def search(
@@ -66,13 +77,13 @@ def search(
 ) -> Strengths:
     """Find the strengths.
 
-    Rises from weak ones by a constant factor, condition by condition: one that is ahead waits for
-    the other. When everything is forgotten or the limit is passed, halves the last interval on a
-    logarithmic scale.
+    Rises from weak ones by a constant factor, part by part: one that is forgotten stays where it
+    is, and one that is ahead waits for the others. When everything is forgotten or the limit is
+    passed, halves the last interval on a logarithmic scale.
 
     Args:
         judge: Strengths -> verdict.
-        start: Verdict on the unedited model; its conditions are those searched.
+        start: Verdict on the unedited model; its parts are those searched.
         keep: Least share of the held-out accuracy that must stay, under both conditions.
         steps: Filled with every candidate in the order tried.
         pace: First strength and numbers of candidates.
@@ -81,14 +92,14 @@ def search(
         Of the candidates inside the limit the weakest of those that forget, else the one whose
         least forgotten condition is furthest; all 0 if there is none.
     """
+    parts = pace.done(start)
 
     def tried(strengths: Strengths) -> Step:
-        verdict = judge(strengths)
-        steps.append(Step(strengths, verdict, kept_share(start, verdict), pace.done(verdict)))
+        steps.append(Step.of(strengths, start, judge(strengths), pace))
         return steps[-1]
 
-    low: Strengths = dict.fromkeys(start.nll, 0.0)
-    for rising in _rises(start.nll, tried, pace):
+    low: Strengths = dict.fromkeys(parts, 0.0)
+    for rising in _rises(parts, tried, pace):
         if rising.forgotten or rising.kept < keep:
             high = rising.strengths
             for _ in range(pace.halvings):
@@ -101,25 +112,41 @@ def search(
         low = rising.strengths
     inside = [s for s in steps if s.kept >= keep]
     if not inside:
-        return dict.fromkeys(start.nll, 0.0)
+        return dict.fromkeys(parts, 0.0)
     done = [s for s in inside if s.forgotten]
     if done:
-        return min(done, key=lambda s: math.prod(s.strengths.values())).strengths
+        return min(done, key=lambda s: math.fsum(map(math.log, s.strengths.values()))).strengths
     return max(inside, key=lambda s: s.least).strengths
 
 
-def _rises(
-    conditions: Iterable[str], tried: Callable[[Strengths], Step], pace: Pace
-) -> Iterator[Step]:
-    """Candidates of growing strength; a condition `BEHIND` ahead of the other stays where it is."""
-    strengths = dict.fromkeys(conditions, pace.first)
+def further(
+    judge: Callable[[Strengths], Verdict],
+    start: Verdict,
+    keep: float,
+    steps: list[Step],
+    pace: Pace,
+    chosen: Strengths,
+) -> Strengths:
+    """The choice made stronger by `FURTHER`, or as it is where that goes over the limit.
+
+    Questions that nobody asked during the search are a little behind those that were asked. What is
+    taken besides is as in `search`.
+    """
+    more = {part: s * FURTHER for part, s in chosen.items()}
+    steps.append(Step.of(more, start, judge(more), pace))
+    return more if steps[-1].kept >= keep else chosen
+
+
+def _rises(parts: Iterable[Part], tried: Callable[[Strengths], Step], pace: Pace) -> Iterator[Step]:
+    """Candidates of growing strength."""
+    strengths = dict.fromkeys(parts, pace.first)
     for _ in range(pace.rises):
         step = tried(strengths)
         yield step
         done = step.done
         least = min(done.values())
         strengths = {
-            c: s * FACTOR if done[c] < 1 and done[c] <= least + BEHIND else s
+            c: s * FACTOR if done[c] < 1 and done[c] <= least + pace.behind else s
             for c, s in strengths.items()
         }
 
@@ -129,12 +156,35 @@ def _between(low: Strengths, high: Strengths) -> Strengths:
     return {c: math.sqrt((low[c] or high[c] / 16) * high[c]) for c in high}
 
 
-def unknown(now: Verdict, *, guessing: bool = False) -> dict[str, float]:
+def by_condition(values: Mapping[Part, float]) -> dict[str, float]:
+    """The mean over the groups of subjects under each condition."""
+    found: dict[str, list[float]] = {}
+    for (condition, _), value in values.items():
+        found.setdefault(condition, []).append(value)
+    return {condition: sum(each) / len(each) for condition, each in found.items()}
+
+
+def of_groups(now: Verdict, *, guessing: bool = False) -> dict[Part, float]:
+    """By condition and group of subjects: see `unknown`.
+
+    Chance is allowed for only where the condition as a whole is forgotten: of many groups that are
+    each a little over what chance may do, most are known.
+    """
+    whole = unknown(now, guessing=guessing)
+    found = {}
+    for group, verdict in now.apart.items():
+        lenient, strict = (unknown(verdict, guessing=guessing, errors=e) for e in (ERRORS, 0.0))
+        for c, share in strict.items():
+            found[c, group] = lenient[c] if whole.get(c, 0.0) >= 1 else share
+    return found
+
+
+def unknown(now: Verdict, *, guessing: bool = False, errors: float = ERRORS) -> dict[str, float]:
     """By condition: how near the model is to one that never knew, at most 1.
 
     Two signs, of which the weaker counts: how often the reference answer is not the greedy one,
     against strangers' answers, and how often a stranger's answer is the likelier of the two. Both
-    are 1 already a little before they are even, by `GUESSED` and `UNEVEN` and by `ERRORS` of a
+    are 1 already a little before they are even, by `GUESSED` and `UNEVEN` and by `errors` of a
     standard error, since they are shares of few questions; by no more than `MOST` together.
 
     Args:
@@ -142,13 +192,14 @@ def unknown(now: Verdict, *, guessing: bool = False) -> dict[str, float]:
         guessing: Whether it is enough to be right no oftener than one who guesses. A model that
             says things of the wrong kind is right about strangers less often than that, and so
             would be asked to know less than nothing.
+        errors: Standard errors allowed for.
     """
     found = {}
     for condition, recalled in now.recalled.items():
         number = now.asked.get(condition)
         chance = now.other_recalled.get(condition, 0.0)
-        even = 0.5 - min(MOST, UNEVEN + ERRORS * standard_error(0.5, number))
-        apart = ERRORS * math.sqrt(2) * standard_error(chance, number)  # of a difference
+        even = 0.5 - min(MOST, UNEVEN + errors * standard_error(0.5, number))
+        apart = errors * math.sqrt(2) * standard_error(chance, number)  # of a difference
         strange = 1 - chance - min(MOST, GUESSED + apart)
         if guessing:
             strange = min(strange, 1 - now.guessed.get(condition, 0.0))
@@ -165,10 +216,10 @@ def standard_error(share: float, number: int | None) -> float:
     return math.sqrt(share * (1 - share) / number)
 
 
-def progress(now: Verdict) -> dict[str, float]:
+def progress(now: Verdict) -> dict[Part, float]:
     """By condition: loss on the reference answers over that on strangers' answers, at most 1."""
     return {
-        c: min(1.0, now.nll[c] / now.other_nll[c]) if now.other_nll.get(c, 0) > 0 else 1.0
+        (c, ""): min(1.0, now.nll[c] / now.other_nll[c]) if now.other_nll.get(c, 0) > 0 else 1.0
         for c in now.nll
     }
 
@@ -192,10 +243,10 @@ def told(start: Verdict, steps: list[Step], chosen: Strengths, keep: float) -> d
 
     def row(strengths: Strengths, v: Verdict, kept: float, picked: bool) -> dict[str, Any]:
         """One line of the search table."""
-        known = list(strengths.values())
+        by = by_condition(strengths)
         return {
-            "strength": math.prod(known) ** (1 / len(known)) if known else 0.0,
-            "strengths": dict(strengths),
+            "strength": math.prod(by.values()) ** (1 / len(by)) if by else 0.0,
+            "strengths": by,
             "forget": dict(v.recalled),
             "forget_nll": dict(v.nll),
             "other_nll": dict(v.other_nll),
@@ -205,12 +256,13 @@ def told(start: Verdict, steps: list[Step], chosen: Strengths, keep: float) -> d
             "chosen": picked,
         }
 
-    rows = [row(dict.fromkeys(start.nll, 0.0), start, 1.0, not any(chosen.values()))]
+    rows = [row({(c, ""): 0.0 for c in start.nll}, start, 1.0, not any(chosen.values()))]
     rows += [row(s.strengths, s.verdict, s.kept, s.strengths is chosen) for s in steps]
     return {
         "explanation": (
             "Candidates of growing strength were tried on the model, each condition with a strength"
-            " of its own. Of those under which everything is forgotten (the model answers like one"
+            " of its own (the mean, where subjects have their own too). Of those under which"
+            " everything is forgotten (the model answers like one"
             " that never knew) the weakest is taken, as long as retain subjects held out of the"
             f" statistics keep {keep:.0%} of their accuracy; if that limit comes first, the"
             " candidate inside it whose least forgotten condition is forgotten furthest."

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +22,8 @@ from expunge.methods.base import (
     Fit,
     Tokens,
 )
-from expunge.methods.search import Strengths
+from expunge.methods.search import Part, Strengths
+from expunge.methods.swap import Usual, thinned, written
 from expunge.passes import shown
 from expunge.plan import Rewire, SiteEdit
 
@@ -40,7 +40,7 @@ LEAST_SAMPLE = 512
 SPARE = 32
 LARGEST_SHARE = 8
 SHARP = 256.0
-GAIN = 8.0
+GAIN = 4.0
 SLACK = 0.15
 STEADY = 0.5
 
@@ -50,16 +50,19 @@ class Found:
     """A detector: level(x) = row x (over constant x, where there is no bias).
 
     Attributes:
-        condition: The condition it serves.
-        row: a, float32 [in]; its level is 1 on the mean of its group.
-        kept: Greatest level on what is kept.
-        take: What the MLP puts out on its group, float32 [out]; nothing along `Access.ends`.
+        part: The condition and the group of subjects it serves; see `search.Part`.
+        subject: Whom it answers to.
+        row: a, float32 [in]; its level is 1 on the mean of what it answers to.
+        edge: Level at which it starts, over the greatest on what is kept.
+        write: What it writes at level 1 and strength 1 / `GAIN`, float32 [out]; nothing along
+            `Access.ends`.
     """
 
-    condition: str
+    part: Part
+    subject: str
     row: Tensor
-    kept: float
-    take: Tensor
+    edge: float
+    write: Tensor
 
 
 @dataclass
@@ -80,6 +83,19 @@ class Place:
     size: float
     found: list[Found] = field(default_factory=list)
 
+    def ones(self, x: Tensor) -> Tensor:
+        """What stands for 1 at inputs [n, in]."""
+        return x.new_ones(len(x)) if self.constant is None else x @ self.constant
+
+    def level(self, x: Tensor, row: Tensor) -> Tensor:
+        """How clearly inputs answer a row."""
+        return (x @ row) / floored(self.ones(x))
+
+    def loud(self, x: Tensor, found: Found) -> Tensor:
+        """What the neuron of a detector says to inputs, at strength 1 / `GAIN`."""
+        above = (x @ found.row - found.edge * self.ones(x)) / wide(found.edge)
+        return above.clamp_min(0).pow(2 if self.fit.gated else 1)
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -98,7 +114,7 @@ class Bounds:
         """Bounds for inputs of a width, of which `COPIES` more are held while one is worked on."""
         if memory is None:
             return cls()
-        position = 4 * width * len(ALL_KEPT) * len(CONDITIONS)
+        position = 4 * width * (len(ALL_KEPT) + 1) * len(CONDITIONS)  # retain has streams too
         most = bytes_of(memory) // position
         positions = min(SAMPLE, most // (1 + COPIES))
         if positions < LEAST_SAMPLE:
@@ -126,10 +142,10 @@ class Kept:
     keys: Sequence[str]
     bounds: Bounds
     edits: Mapping[str, SiteEdit] = field(default_factory=dict)
-    held: dict[str, dict[str, list[Tokens]]] = field(default_factory=dict)
+    held: dict[str, dict[str, dict[str, Tokens]]] = field(default_factory=dict)
 
-    def at(self, key: str) -> dict[str, list[Tokens]]:
-        """By set, the samples of one site."""
+    def at(self, key: str) -> dict[str, dict[str, Tokens]]:
+        """By set and condition, the samples of one site; those of retain with their streams."""
         if key not in self.held:
             begin = self.keys.index(key)
             self._read(self.keys[begin : begin + self.bounds.sites])
@@ -140,10 +156,15 @@ class Kept:
         for name in ALL_KEPT:
             for condition in CONDITIONS:
                 read = self.access.tokens(
-                    name, condition, keys, self.edits, limit=self.bounds.positions
+                    name,
+                    condition,
+                    keys,
+                    self.edits,
+                    streams=name == "retain",
+                    limit=self.bounds.positions,
                 )
                 for key, tokens in read.items():
-                    self.held[key].setdefault(name, []).append(tokens)
+                    self.held[key].setdefault(name, {})[condition] = tokens
 
 
 def place_at(
@@ -151,13 +172,13 @@ def place_at(
     key: str,
     fit: Fit,
     background: Background,
-    samples: Mapping[str, list[Tokens]],
+    samples: Mapping[str, Mapping[str, Tokens]],
 ) -> Place | None:
     """What can be done at a site; None where a threshold cannot be made."""
     assert evidence.weight is not None
     if not fit.bias and background.steady < STEADY:
         return None
-    used = torch.stack([t.used for each in samples.values() for t in each]).amax(0)
+    used = torch.stack([t.used for each in samples.values() for t in each.values()]).amax(0)
     weight = evidence.weight(key)
     loss = used.to(weight.device) * weight.float().norm(dim=0)
     pool = loss.argsort(stable=True)[: max(1, len(loss) // LARGEST_SHARE)].cpu()
@@ -171,14 +192,14 @@ class Looked:
 
     Attributes:
         condition: The condition.
-        tokens: What enters the site at the forget questions under it.
-        subjects: The subjects that are still known.
+        tokens: What enters the site at the forget questions under it, and the streams.
+        parts: The subjects that are still known, and the part that each belongs to.
         number: How many detectors each gets at most.
     """
 
     condition: str
     tokens: Tokens
-    subjects: set[str]
+    parts: Mapping[str, Part]
     number: int
 
 
@@ -189,47 +210,57 @@ class Seeker:
     access: Access
     background: Background
     place: Place
+    usual: Usual
 
     def seek(self, looked: Looked, view: str) -> list[Found]:
-        """Detectors of the subjects at the positions of a view."""
+        """The detectors of the place with more of them, for subjects at the positions of a view.
+
+        Those of the same subject and condition that were there already write something else then.
+        """
         tokens = looked.tokens
         assert tokens.question is not None and tokens.answer is not None
         owners = self.access.owners("forget", looked.condition)
         names = sorted(set(owners))
         own = torch.tensor([names.index(o) for o in owners])[tokens.question.cpu()]
-        inside = ~tokens.answer
+        inside = seen = ~tokens.answer  # of both views: the detectors of either are fitted together
         if view != "text":
             inside = inside & (tokens.picture if view == PICTURE else ~tokens.picture)
         for known in self.place.found:
-            inside = inside & (self._level(tokens.x, known.row) <= known.kept)
-        mine = {
-            name: torch.nonzero(inside.cpu() & (own == names.index(name)))[:, 0]
-            for name in sorted(looked.subjects)
-        }
-        return self._subjects(looked, mine)
+            inside = inside & (self.place.level(tokens.x, known.row) <= known.edge)
+        mine, whole = (
+            {name: torch.nonzero(at.cpu() & (own == names.index(name)))[:, 0] for name in subjects}
+            for at, subjects in ((inside, sorted(looked.parts)), (seen, sorted(looked.parts)))
+        )
+        found = list(self.place.found)
+        for name, new in self._subjects(looked, mine).items():
+            found += new
+            if new:
+                found = self._writing(found, looked, name, whole[name])
+        return found
 
-    def _subjects(self, looked: Looked, mine: dict[str, Tensor]) -> list[Found]:
+    def _subjects(self, looked: Looked, mine: dict[str, Tensor]) -> dict[str, list[Found]]:
         """Detectors of subjects at their positions, subject by subject; one more each a turn."""
         tokens = looked.tokens
-        assert tokens.question is not None and tokens.out is not None
+        assert tokens.question is not None and tokens.stream is not None
         total = {name: tokens.question[at].unique().numel() for name, at in mine.items()}
         found: dict[str, list[Found]] = {name: [] for name in mine}
+        nothing = tokens.stream.new_zeros(tokens.stream.shape[1])
         for _ in range(looked.number):
             mine = {name: at for name, at in mine.items() if len(at) >= FEWEST}
             rows = self._detectors([tokens.x[at] for at in mine.values()])
             for (name, at), (row, kept) in zip(list(mine.items()), rows, strict=True):
-                level = self._level(tokens.x[at], row)
-                fires = level > kept
+                level = self.place.level(tokens.x[at], row)
+                edge = kept + SLACK * (1 - kept)
+                fires = level > edge
                 questions = tokens.question[at][fires].unique().numel()
                 if kept > HIGHEST or int(fires.sum()) < FEWEST or questions < COVER * total[name]:
                     mine[name] = at[(level < CLEAR).cpu()]
                     continue
-                weight = (level - kept).clamp_min(0)
-                take = self._unending((weight[:, None] * tokens.out[at]).sum(0) / weight.sum())
                 mean = float(level[fires].mean())
-                found[name].append(Found(looked.condition, row / mean, kept / mean, take))
+                part = looked.parts[name]
+                found[name].append(Found(part, name, row / mean, edge / mean, nothing))
                 mine[name] = at[~fires.cpu()]
-        return [each for name in found for each in found[name]]
+        return found
 
     def _detectors(self, groups: Sequence[Tensor]) -> list[tuple[Tensor, float]]:
         """For each set of inputs a row, and its greatest level on what is kept."""
@@ -245,19 +276,41 @@ class Seeker:
             found += [(background.row(a).float(), m) for a, m in zip(rows, most, strict=True)]
         return found
 
-    def _unending(self, take: Tensor) -> Tensor:
-        """The same without what, taken out, would make the model say nothing instead."""
-        ends = self.access.ends
-        if ends is None or len(ends) != len(take):
-            return take
-        ends = ends.to(take.device)
-        return take - ends @ (ends.T @ take)
+    def _writing(
+        self, found: Sequence[Found], looked: Looked, name: str, positions: Tensor
+    ) -> list[Found]:
+        """Detectors of which those of a subject and condition write what swaps the subject."""
+        theirs = [
+            i for i, f in enumerate(found) if (f.part[0], f.subject) == (looked.condition, name)
+        ]
+        tokens = looked.tokens
+        assert tokens.stream is not None
+        x = tokens.x[positions]
+        loud = torch.stack([self.place.loud(x, found[i]) for i in theirs], 1)
+        heard = (loud > 0).any(1)
+        wanted, said = [], []
+        for picture in (False, True):
+            here = heard & (tokens.picture[positions] == picture)
+            at = thinned(torch.nonzero(here.cpu())[:, 0])
+            usual = self.usual.stream(looked.condition, picture, x[at]) if len(at) else None
+            if usual is not None:
+                wanted.append(usual - tokens.stream[positions[at]])
+                said.append(loud[at])
+        if not said:
+            return list(found)
+        writes = written(torch.cat(said), torch.cat(wanted))
+        new = list(found)
+        for i, write in zip(theirs, writes, strict=True):
+            new[i] = replace(found[i], write=self._unending(write))
+        return new
 
-    def _level(self, x: Tensor, row: Tensor) -> Tensor:
-        """How clearly inputs answer a row; without a bias, against the row that stands for one."""
-        if self.place.constant is None:
-            return x @ row
-        return (x @ row) / floored(x @ self.place.constant)
+    def _unending(self, write: Tensor) -> Tensor:
+        """The same without what would make the model say nothing."""
+        ends = self.access.ends
+        if ends is None or len(ends) != len(write):
+            return write
+        ends = ends.to(write.device)
+        return write - ends @ (ends.T @ write)
 
 
 def floored(ones: Tensor) -> Tensor:
@@ -265,11 +318,16 @@ def floored(ones: Tensor) -> Tensor:
     return ones.clamp_min(STEADY / 10)
 
 
+def wide(edge: float) -> float:
+    """How far it is from where a detector starts to level 1."""
+    return max(1 - edge, 1 - HIGHEST)
+
+
 def edits_at(places: Mapping[str, Place], strengths: Strengths) -> dict[str, SiteEdit]:
-    """The edits at given strengths (by condition; 0 leaves it out)."""
+    """The edits at given strengths (by part; 0 leaves it out)."""
     edits = {}
     for key, place in places.items():
-        new = [f for f in place.found if strengths.get(f.condition, 0.0) > 0]
+        new = [f for f in place.found if strengths.get(f.part, 0.0) > 0]
         if new:
             new = new[: len(place.pool)]
             edits[key] = SiteEdit(rewire=_rewire(place, new, strengths))
@@ -283,22 +341,22 @@ def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
     threshold, since gate and up read the same: what is only just above it, as inputs of no known
     kind mostly are, hardly counts. A neuron without a gate can only grow with it.
     """
-    edges = torch.tensor([threshold(f.kept, strengths[f.condition]) for f in new])
-    gains = torch.tensor([GAIN * strengths[f.condition] for f in new])
-    take = torch.stack([f.take for f in new], 1).cpu()
+    edges = torch.tensor([f.edge for f in new])
+    gains = torch.tensor([GAIN * strengths[f.part] for f in new])
+    write = torch.stack([f.write for f in new], 1).cpu()
     if place.constant is None:
         one = torch.cat([torch.zeros(len(new[0].row)), torch.ones(1)])
     else:
         one = torch.cat([place.constant.cpu(), torch.zeros(1)])
     rows = torch.stack([torch.cat([f.row.cpu(), torch.zeros(1)]) for f in new])
-    wide = (1 - edges).clamp_min(1 - HIGHEST)
+    width = torch.tensor([wide(f.edge) for f in new])
     # as loud as makes the weights out of the new neuron about as large as those of the others
-    amount = (gains * take.norm(dim=0) / place.size).clamp_min(1e-6)
+    amount = (gains * write.norm(dim=0) / place.size).clamp_min(1e-6)
     sharp = torch.full_like(amount, SHARP) if place.fit.gated else amount.clamp_min(SHARP)
-    above = (rows - edges[:, None] * one) / wide[:, None]
+    above = (rows - edges[:, None] * one) / width[:, None]
     gate = sharp[:, None] * above
     up = (amount / sharp)[:, None] * above if place.fit.gated else gate[:0]
-    down = -take * (gains / (amount if place.fit.gated else sharp))
+    down = write * (gains / (amount if place.fit.gated else sharp))
     pool = place.pool[: 2 * len(new) + SPARE]
     order = pool[: len(new)].argsort()
     return Rewire(
@@ -308,11 +366,3 @@ def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
         down[:, order],
         pool.sort().values,
     )
-
-
-def threshold(kept: float, strength: float) -> float:
-    """Where a detector starts: above the greatest level on what is kept, the more the weaker.
-
-    At strengths over 1 it starts at that level: never where something that must stay is.
-    """
-    return kept + SLACK * max(0.0, -math.log2(strength)) * (1 - kept)

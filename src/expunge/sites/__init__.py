@@ -17,6 +17,7 @@ from expunge.sites.inner import (
     inner_bias,
     inner_of,
     inner_weight,
+    layer_of,
     takes_bias,
 )
 from expunge.sites.towers import towers
@@ -36,6 +37,7 @@ __all__ = [
     "inner_of",
     "inner_weight",
     "inspect_config",
+    "layer_of",
     "takes_bias",
     "towers",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,12 @@ def inner_of(model: nn.Module, site: Site) -> Inner | None:
             up = (prefix + maps[1], 0) if len(maps) == 2 else None
             return Inner((prefix + maps[0], 0), up, act)
     return None
+
+
+def layer_of(site: Site) -> str | None:
+    """Module path of the layer a site belongs to (what ends in a number), None where none is."""
+    found = re.match(r"(.*\.\d+)\.", site.path)
+    return found[1] if found else None
 
 
 def _activation(block: nn.Module) -> Callable[[Tensor], Tensor] | None:
