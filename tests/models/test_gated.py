@@ -367,14 +367,15 @@ def test_neurons_write_what_puts_the_usual_in_the_place_of_a_subject(bias):
     tokens = Tokens(x, none, torch.ones(4), streams, torch.arange(40), none)
     part = "text", "who"
     two = [Found(part, "who", 3 * drawn(1, 8)[0], e, torch.ones(5)) for e in (0.3, 0.6)]
+    silent = Found(part, "who", torch.zeros(8), 0.3, torch.ones(5), 9.0)
     other = Found(part, "she", two[0].row, 0.1, torch.ones(5))
     seeker = Seeker(
         SimpleNamespace(ends=None), background, place, Usual(background, {"text": kept})
     )
     looked = Looked("text", tokens, {"who": part}, 1)
     first, she, second = seeker._writing(
-        [two[0], other, two[1]], looked, "who", torch.arange(5, 40)
-    )
+        [two[0], *[silent] * bias, other, two[1]], looked, "who", torch.arange(5, 40)
+    )  # the silent one is left out
     assert she is other
 
     white = background.whiten(kept.x).double().numpy()
@@ -399,6 +400,17 @@ def test_neurons_write_what_puts_the_usual_in_the_place_of_a_subject(bias):
     expected = np.linalg.solve(a.T @ a + np.diag(ridge), a.T @ b)
     found = torch.stack([first.write, second.write]).double().numpy()
     assert len(rows) > 10 and np.allclose(found, expected, atol=1e-4)
+    for j, each in enumerate((first, second)):
+        assert each.said == pytest.approx(np.square(np.outer(a[:, j], expected[j])).sum(), rel=1e-4)
+
+
+def test_where_neurons_are_few_the_detectors_that_write_most_get_them():
+    part = "text", "who"
+    found = [Found(part, "who", torch.ones(8) * i, 0.4, torch.ones(5), i % 4) for i in range(1, 9)]
+    place = Place(Fit(True, True), None, torch.arange(4), 1.0, found)
+    rewire = edits_at({"site": place}, {part: 1.0})["site"].rewire
+    levels = (rewire.gate[:, 0] * (1 - 0.4) / 256).round().tolist()
+    assert sorted(levels) == [2, 3, 6, 7]
 
 
 def test_what_only_just_speaks_does_not_shout():

@@ -266,7 +266,7 @@ class Chain:
             seekers.append(Seeker(access, background, place, usual))
         for number in ADDED:
             open_ = {part for part, share in of_groups(now).items() if share < 1}
-            before_count = len(self.places[key].found)
+            were = list(self.places[key].found)
             for seeker in seekers:
                 for condition in sorted(left):
                     own = {s: (condition, group) for s, group in judge.groups.items()}
@@ -275,7 +275,7 @@ class Chain:
                     if tokens is not None and parts:
                         looked = Looked(condition, tokens, parts, number)
                         seeker.place.found = self._viewed(seeker, looked, key, turn)
-            if len(self.places[key].found) == before_count:
+            if same(were, self.places[key].found):
                 return
             now = judge(self.edits(self.strengths), [])
             yield now
@@ -310,6 +310,11 @@ class Chain:
         assert judge is not None
         tried = self.places | {key: replace(self.places[key], found=found)}
         return unknown(judge(edits_at(tried, self.strengths), []))[looked.condition]
+
+
+def same(some: Sequence[Found], others: Sequence[Found]) -> bool:
+    """Whether these are the very same detectors."""
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
 def _together(erased: Mapping[str, SiteEdit], new: Mapping[str, SiteEdit]) -> dict[str, SiteEdit]:

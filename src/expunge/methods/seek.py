@@ -56,6 +56,7 @@ class Found:
         edge: Level at which it starts, over the greatest on what is kept.
         write: What it writes at level 1 and strength 1 / `GAIN`, float32 [out]; nothing along
             `Access.ends`.
+        said: Sum of squares of all it writes at its subject's positions.
     """
 
     part: Part
@@ -63,6 +64,7 @@ class Found:
     row: Tensor
     edge: float
     write: Tensor
+    said: float = 0.0
 
 
 @dataclass
@@ -279,7 +281,11 @@ class Seeker:
     def _writing(
         self, found: Sequence[Found], looked: Looked, name: str, positions: Tensor
     ) -> list[Found]:
-        """Detectors of which those of a subject and condition write what swaps the subject."""
+        """Detectors of which those of a subject and condition write what swaps the subject.
+
+        Those of them that have nothing to say any more, as the sites before have changed, are left
+        out.
+        """
         theirs = [
             i for i, f in enumerate(found) if (f.part[0], f.subject) == (looked.condition, name)
         ]
@@ -298,11 +304,13 @@ class Seeker:
                 said.append(loud[at])
         if not said:
             return list(found)
-        writes = written(torch.cat(said), torch.cat(wanted))
-        new = list(found)
-        for i, write in zip(theirs, writes, strict=True):
-            new[i] = replace(found[i], write=self._unending(write))
-        return new
+        heard_at = torch.cat(said)
+        writes = [self._unending(write) for write in written(heard_at, torch.cat(wanted))]
+        energies = heard_at.square().sum(0) * torch.stack(writes).square().sum(1)
+        new = dict(enumerate(found))
+        for i, write, energy in zip(theirs, writes, energies.tolist(), strict=True):
+            new[i] = replace(found[i], write=write, said=energy)
+        return [f for i, f in new.items() if i not in theirs or f.said > 0]
 
     def _unending(self, write: Tensor) -> Tensor:
         """The same without what would make the model say nothing."""
@@ -324,12 +332,15 @@ def wide(edge: float) -> float:
 
 
 def edits_at(places: Mapping[str, Place], strengths: Strengths) -> dict[str, SiteEdit]:
-    """The edits at given strengths (by part; 0 leaves it out)."""
+    """The edits at given strengths (by part; 0 leaves it out).
+
+    Where there are more detectors than neurons to give up, those that write most are put in.
+    """
     edits = {}
     for key, place in places.items():
         new = [f for f in place.found if strengths.get(f.part, 0.0) > 0]
         if new:
-            new = new[: len(place.pool)]
+            new = sorted(new, key=lambda f: -f.said)[: len(place.pool)]
             edits[key] = SiteEdit(rewire=_rewire(place, new, strengths))
     return edits
 
