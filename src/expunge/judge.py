@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -85,7 +85,10 @@ class Judge:
         }
 
     def __call__(
-        self, edits: Mapping[str, SiteEdit], without: Sequence[Mapping[str, SiteEdit]]
+        self,
+        edits: Mapping[str, SiteEdit],
+        without: Sequence[Mapping[str, SiteEdit]],
+        conditions: Collection[str] = CONDITIONS,
     ) -> Verdict:
         """Judge a candidate.
 
@@ -93,10 +96,11 @@ class Judge:
             edits: The candidate, made with all retain subjects.
             without: The same made without fold 0, without fold 1 and so on; each is asked about
                 the fold that it never saw.
+            conditions: Under which to ask.
         """
-        found = self._run(("forget", "other"), edits)
+        found = self._run(("forget", "other"), edits, conditions)
         for fold, candidate in enumerate(without):
-            found |= self._run((str(fold),), candidate)
+            found |= self._run((str(fold),), candidate, conditions)
         folds = [str(i) for i in range(len(without))]
         kept = {
             c: [found[n, c] for n in folds if (n, c) in found]
@@ -171,13 +175,16 @@ class Judge:
         )
 
     def _run(
-        self, names: Sequence[str], edits: Mapping[str, SiteEdit]
+        self,
+        names: Sequence[str],
+        edits: Mapping[str, SiteEdit],
+        conditions: Collection[str] = CONDITIONS,
     ) -> dict[tuple[str, str], Forcing]:
         with edited(self.model, self.sites, edits):
             return {
                 key: probes.run(self.model)
                 for key, probes in self.sets.items()
-                if key[0] in names and probes.size
+                if key[0] in names and key[1] in conditions and probes.size
             }
 
 

@@ -268,7 +268,8 @@ def test_the_view_of_pictures_is_settled_once_a_difference_is_seen():
     place, shadow = (Place(Fit(True, True), None, torch.arange(40), 1.0) for _ in range(2))
     two = 0.0
 
-    def judge(edits, without):
+    def judge(edits, without, conditions):
+        assert conditions == ["multi"]
         new = len(edits["site"].rewire.index)
         recalled, likelier = (1.0 - gain for gain in ((two, two / 2) if new == 2 else (0.0, 0.0)))
         return Verdict({"multi": recalled}, {}, {}, {}, {}, {"multi": likelier}, {"multi": 0.1})

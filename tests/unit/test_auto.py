@@ -302,6 +302,10 @@ def test_the_error_of_what_is_kept_is_that_of_a_mean_over_subjects(vanilla):
     )
     error = float(means.std() / len(means) ** 0.5)
     assert found.held_out_error["text"] == pytest.approx(error)
+    alone = judge(harm, [harm, harm], ["text"])
+    for name in ("recalled", "nll", "other_recalled", "likelier", "held_out", "held_out_error"):
+        assert getattr(alone, name) == {"text": getattr(found, name)["text"]}
+    assert {c for v in alone.apart.values() for c in v.recalled} == {"text"}
 
 
 def test_probe_sets_agree_with_the_evaluation(vanilla):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from expunge.config import RunConfig
+from expunge.data import CONDITIONS
 from expunge.plan import SiteEdit
 from expunge.stats import Moment, NeuronStats
 
@@ -209,7 +210,10 @@ class Judging(Protocol):
         """Forget subject -> the group it is judged in; see `judge.grouped`."""
 
     def __call__(
-        self, edits: Mapping[str, SiteEdit], without: Sequence[Mapping[str, SiteEdit]]
+        self,
+        edits: Mapping[str, SiteEdit],
+        without: Sequence[Mapping[str, SiteEdit]],
+        conditions: Collection[str] = CONDITIONS,
     ) -> Verdict:
         """Judge a candidate, and the same made without each fold of the retain subjects."""
 

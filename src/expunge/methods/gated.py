@@ -63,6 +63,7 @@ from expunge.plan import SiteEdit
 VIEWS = {"multi": ("multi", PICTURE), "text": ("text",)}
 ADDED = (1, 2, 3)
 LEAPS = 8
+FIRST = 4
 POOR = 0.5
 CLEARLY = 0.1
 FULL = 1.0
@@ -212,7 +213,9 @@ class Chain:
     def run(self, strengths: Strengths) -> None:
         """Go on until at these strengths everything is forgotten, or no site is left.
 
-        A second turn looks at the other view of pictures.
+        After `FIRST` sites the others are for conditions under which somebody is known more than by
+        half: what is less is left to the strengths. So is a second turn, which looks at the other
+        view of pictures.
         """
         access, judge = self.evidence.access, self.evidence.judge
         assert access is not None and judge is not None
@@ -222,8 +225,9 @@ class Chain:
         kept = self.kept
         self.strengths = strengths
         now = judge(self.edits(strengths), [])
-        for turn, enough in enumerate((1.0, POOR)):
-            for key in kept.keys:
+        for turn in range(2):
+            for place, key in enumerate(kept.keys):
+                enough = 1.0 if place < FIRST and not turn else POOR
                 left = {c for (c, _), share in of_groups(now).items() if share < enough}
                 left &= {"multi"} if turn else left
                 if not left:
@@ -309,7 +313,8 @@ class Chain:
         judge = self.evidence.judge
         assert judge is not None
         tried = self.places | {key: replace(self.places[key], found=found)}
-        return unknown(judge(edits_at(tried, self.strengths), []))[looked.condition]
+        edits = _together(self.erased.edits, edits_at(tried, self.strengths))
+        return unknown(judge(edits, [], [looked.condition]))[looked.condition]
 
 
 def same(some: Sequence[Found], others: Sequence[Found]) -> bool:
