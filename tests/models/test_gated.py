@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from expunge.bench import Bench
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS
 from expunge.detectors import Background
@@ -21,7 +22,7 @@ from expunge.evaluate import ask
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.methods.base import PICTURE, Fit, Tokens, Verdict
 from expunge.methods.erase import Erased
-from expunge.methods.gated import Chain, leaps
+from expunge.methods.gated import Chain, leaps, left_over
 from expunge.methods.seek import (
     GAIN,
     Bounds,
@@ -205,6 +206,24 @@ def test_it_repeats_itself(world, questions, small):
     assert all(torch.equal(t, tensors[n]) for n, t in again.tensors().items())
 
 
+def test_a_site_is_read_without_what_its_own_new_neurons_write(world, questions, monkeypatch):
+    """Else those that come back to it would write only what is left over, in the place of it all"""
+    read = []
+    listen = Bench.tokens
+
+    def spied(self, name, condition, keys, edits=None, **options):
+        if options.get("apart"):
+            read.append((keys, {k for k, e in (edits or {}).items() if e.rewire is not None}))
+        return listen(self, name, condition, keys, edits, **options)
+
+    monkeypatch.setattr(Bench, "tokens", spied)
+    planned(world, questions, 0)  # goes through the sites twice
+    (first,) = read[0][0]
+    assert not any(set(keys) & written for keys, written in read)
+    assert any(first in written for _, written in read)
+    assert sum(keys == [first] for keys, _ in read) > 2
+
+
 def test_plans_compose_in_either_order(world, questions, small):
     model = world[0]
     plans = [small, planned(world, questions, 1)]
@@ -261,6 +280,27 @@ def test_sites_are_tried_from_the_first_and_all_of_them():
     order = list(leaps(keys))
     assert order[0] == keys[0] and sorted(order) == sorted(keys)
     assert order[1] == keys[3] and list(leaps(keys[:4])) == keys[:4]
+
+
+def test_later_sites_and_turns_are_for_what_is_known_by_half():
+    """One of three people under each condition is known, by 0.6; then two more in text."""
+
+    def seen(multi, text):
+        recalled = {"multi": multi, "text": text}
+        even = dict.fromkeys(CONDITIONS, 0.4)
+        return Verdict(recalled, {}, {}, {}, {}, even, dict.fromkeys(CONDITIONS, 0.0))
+
+    apart = {"a": seen(0.6, 0.6), "b": seen(0.0, 0.0), "c": seen(0.0, 0.0)}
+    now = replace(seen(0.2, 0.2), apart=apart)
+    both = {"multi", "text"}
+    assert left_over(now, early=True, again=False) == both
+    assert left_over(now, early=False, again=False) == set()
+    assert left_over(now, early=True, again=True) == {"multi"}
+    assert left_over(now, early=False, again=True) == set()
+    now = replace(now, apart={"a": seen(0.3, 0.6), "b": seen(0.0, 0.6), "c": seen(0.0, 0.6)})
+    assert left_over(now, early=True, again=False) == both
+    assert left_over(now, early=False, again=False) == {"text"}
+    assert left_over(now, early=True, again=True) == set()
 
 
 def test_the_view_of_pictures_is_settled_once_a_difference_is_seen():
@@ -405,13 +445,15 @@ def test_neurons_write_what_puts_the_usual_in_the_place_of_a_subject(bias):
         assert each.said == pytest.approx(np.square(np.outer(a[:, j], expected[j])).sum(), rel=1e-4)
 
 
-def test_where_neurons_are_few_the_detectors_that_write_most_get_them():
-    part = "text", "who"
-    found = [Found(part, "who", torch.ones(8) * i, 0.4, torch.ones(5), i % 4) for i in range(1, 9)]
-    place = Place(Fit(True, True), None, torch.arange(4), 1.0, found)
-    rewire = edits_at({"site": place}, {part: 1.0})["site"].rewire
+def test_where_neurons_are_few_every_part_gets_those_that_write_most_for_it():
+    """One part writes a hundred times as much as the other, in eight detectors against two."""
+    loud, quiet = ("text", "he"), ("text", "she")
+    found = [Found(loud, "he", torch.ones(8) * i, 0.4, torch.ones(5), 100 * i) for i in range(1, 9)]
+    found += [Found(quiet, "she", torch.ones(8) * i, 0.4, torch.ones(5), i) for i in (11, 12)]
+    place = Place(Fit(True, True), None, torch.arange(5), 1.0, found)
+    rewire = edits_at({"site": place}, {loud: 1.0, quiet: 1.0})["site"].rewire
     levels = (rewire.gate[:, 0] * (1 - 0.4) / 256).round().tolist()
-    assert sorted(levels) == [2, 3, 6, 7]
+    assert sorted(levels) == [6, 7, 8, 11, 12]
 
 
 def test_what_only_just_speaks_does_not_shout():

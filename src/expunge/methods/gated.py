@@ -39,6 +39,7 @@ from expunge.methods.search import (
     Pace,
     Step,
     Strengths,
+    by_condition,
     further,
     of_groups,
     search,
@@ -156,7 +157,7 @@ def searched(chain: Chain, keep: float, pace: Pace) -> Searched:
     chosen = search(tried, chain.start, keep, steps, pace)
     reached = next((s for s in steps if s.strengths is chosen), None)
     if reached is not None:
-        chosen = further(tried, chain.start, keep, steps, pace, chosen)
+        chosen = further(tried, chain.start, keep, steps, pace, reached)
     about = told(chain.start, steps, chosen, keep)
     more = " and ".join(f"{n} under {c}" for c, n in asked(chain.evidence).items() if n)
     if more:
@@ -213,9 +214,7 @@ class Chain:
     def run(self, strengths: Strengths) -> None:
         """Go on until at these strengths everything is forgotten, or no site is left.
 
-        After `FIRST` sites the others are for conditions under which somebody is known more than by
-        half: what is less is left to the strengths. So is a second turn, which looks at the other
-        view of pictures.
+        A second turn looks at the other view of pictures. What each place is for: see `left_over`.
         """
         access, judge = self.evidence.access, self.evidence.judge
         assert access is not None and judge is not None
@@ -227,9 +226,7 @@ class Chain:
         now = judge(self.edits(strengths), [])
         for turn in range(2):
             for place, key in enumerate(kept.keys):
-                enough = 1.0 if place < FIRST and not turn else POOR
-                left = {c for (c, _), share in of_groups(now).items() if share < enough}
-                left &= {"multi"} if turn else left
+                left = left_over(now, early=place < FIRST, again=turn > 0)
                 if not left:
                     break
                 now = [now, *self._site(kept, key, fits[key], now, left, turn)][-1]
@@ -252,7 +249,7 @@ class Chain:
         """
         access, judge = self.evidence.access, self.evidence.judge
         assert access is not None and judge is not None
-        before = self.edits(self.strengths)
+        before = self._around(key)
         given = {
             c: access.tokens("forget", c, [key], before, apart=True, streams=True).get(key)
             for c in sorted(left)
@@ -287,6 +284,11 @@ class Chain:
             if not left:
                 return
 
+    def _around(self, key: str) -> dict[str, SiteEdit]:
+        """The edits without what new neurons of a site write: those are to be found anew."""
+        others = {k: place for k, place in self.places.items() if k != key}
+        return _together(self.erased.edits, edits_at(others, self.strengths))
+
     def _viewed(self, seeker: Seeker, looked: Looked, key: str, turn: int) -> list[Found]:
         """The detectors of a place and new ones for a condition, at positions of the better view.
 
@@ -315,6 +317,22 @@ class Chain:
         tried = self.places | {key: replace(self.places[key], found=found)}
         edits = _together(self.erased.edits, edits_at(tried, self.strengths))
         return unknown(judge(edits, [], [looked.condition]))[looked.condition]
+
+
+def left_over(now: Verdict, *, early: bool, again: bool) -> set[str]:
+    """Conditions that a site is looked through for.
+
+    Reading what enters a site costs much, and strengths do what little is left. So the first
+    `FIRST` sites are for anybody who is not forgotten, the others for what is known by half
+    (`POOR`) on average; a second turn is for pictures alone, and for who is known by half.
+    """
+    shares = of_groups(now)
+    if early:
+        enough = POOR if again else 1.0
+        left = {c for (c, _), share in shares.items() if share < enough}
+    else:
+        left = {c for c, share in by_condition(shares).items() if share < POOR}
+    return left & {"multi"} if again else left
 
 
 def same(some: Sequence[Found], others: Sequence[Found]) -> bool:

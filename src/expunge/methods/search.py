@@ -125,16 +125,31 @@ def further(
     keep: float,
     steps: list[Step],
     pace: Pace,
-    chosen: Strengths,
+    chosen: Step,
 ) -> Strengths:
-    """The choice made stronger by `FURTHER`, or as it is where that goes over the limit.
+    """The choice with all that is only just forgotten made stronger by `FURTHER`.
 
-    Questions that nobody asked during the search are a little behind those that were asked. What is
-    taken besides is as in `search`.
+    Questions that nobody asked during the search are a little behind those that were asked. Left as
+    they are: parts of which strangers' answers are the likelier by a standard error, since to know
+    less than nothing gives somebody away; and everything, where this goes over the limit. What is
+    taken besides is as in `search`, but the choice is a candidate.
     """
-    more = {part: s * FURTHER for part, s in chosen.items()}
+    more = {
+        part: s if clearly(chosen.verdict, part) else s * FURTHER
+        for part, s in chosen.strengths.items()
+    }
+    if more == chosen.strengths:
+        return chosen.strengths
     steps.append(Step.of(more, start, judge(more), pace))
-    return more if steps[-1].kept >= keep else chosen
+    return more if steps[-1].kept >= keep else chosen.strengths
+
+
+def clearly(now: Verdict, part: Part) -> bool:
+    """Whether strangers' answers are the likelier for a group, by a standard error at least."""
+    condition, group = part
+    apart = now.apart[group]
+    error = standard_error(0.5, apart.asked.get(condition))
+    return apart.likelier.get(condition, 0.5) < 0.5 - error
 
 
 def _rises(parts: Iterable[Part], tried: Callable[[Strengths], Step], pace: Pace) -> Iterator[Step]:

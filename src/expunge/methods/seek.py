@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -334,15 +335,26 @@ def wide(edge: float) -> float:
 def edits_at(places: Mapping[str, Place], strengths: Strengths) -> dict[str, SiteEdit]:
     """The edits at given strengths (by part; 0 leaves it out).
 
-    Where there are more detectors than neurons to give up, those that write most are put in.
+    Where there are more detectors than neurons to give up, those are put in that write most for
+    their part, the first of every part before the second of any.
     """
     edits = {}
     for key, place in places.items():
         new = [f for f in place.found if strengths.get(f.part, 0.0) > 0]
         if new:
-            new = sorted(new, key=lambda f: -f.said)[: len(place.pool)]
-            edits[key] = SiteEdit(rewire=_rewire(place, new, strengths))
+            chosen = in_turn(new)[: len(place.pool)]
+            edits[key] = SiteEdit(rewire=_rewire(place, chosen, strengths))
     return edits
+
+
+def in_turn(found: Sequence[Found]) -> list[Found]:
+    """The detectors, that which writes most of every part first, then the second of every part."""
+    turns: Counter[Part] = Counter()
+    order = []
+    for each in sorted(found, key=lambda f: -f.said):
+        order.append((turns[each.part], each))
+        turns[each.part] += 1
+    return [each for _, each in sorted(order, key=lambda o: o[0])]
 
 
 def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
