@@ -205,7 +205,11 @@ class Chain:
 
     def edits(self, strengths: Strengths) -> dict[str, SiteEdit]:
         """What was found so far, and what is taken out beforehand, as edits."""
-        return _together(self.erased.edits, edits_at(self.places, strengths))
+        return self._of(self.places, strengths)
+
+    def _of(self, places: Mapping[str, Place], strengths: Strengths) -> dict[str, SiteEdit]:
+        """The edits of some places, and what is taken out beforehand."""
+        return _together(self.erased.edits, edits_at(places, strengths))
 
     def without(self, strengths: Strengths) -> dict[str, SiteEdit]:
         """The same, made without the subjects that are put aside."""
@@ -287,7 +291,7 @@ class Chain:
     def _around(self, key: str) -> dict[str, SiteEdit]:
         """The edits without what new neurons of a site write: those are to be found anew."""
         others = {k: place for k, place in self.places.items() if k != key}
-        return _together(self.erased.edits, edits_at(others, self.strengths))
+        return self._of(others, self.strengths)
 
     def _viewed(self, seeker: Seeker, looked: Looked, key: str, turn: int) -> list[Found]:
         """The detectors of a place and new ones for a condition, at positions of the better view.
@@ -315,7 +319,7 @@ class Chain:
         judge = self.evidence.judge
         assert judge is not None
         tried = self.places | {key: replace(self.places[key], found=found)}
-        edits = _together(self.erased.edits, edits_at(tried, self.strengths))
+        edits = self._of(tried, self.strengths)
         return unknown(judge(edits, [], [looked.condition]))[looked.condition]
 
 

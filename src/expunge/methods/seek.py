@@ -230,9 +230,10 @@ class Seeker:
             inside = inside & (tokens.picture if view == PICTURE else ~tokens.picture)
         for known in self.place.found:
             inside = inside & (self.place.level(tokens.x, known.row) <= known.edge)
+        subjects = sorted(looked.parts)
         mine, whole = (
             {name: torch.nonzero(at.cpu() & (own == names.index(name)))[:, 0] for name in subjects}
-            for at, subjects in ((inside, sorted(looked.parts)), (seen, sorted(looked.parts)))
+            for at in (inside, seen)
         )
         found = list(self.place.found)
         for name, new in self._subjects(looked, mine).items():
