@@ -35,7 +35,8 @@ class RunConfig:
         method: Name of the method.
         budget: Share of the neurons to prune, 0 to 1; None is the method's default.
         strength: Strength of a filter; None is the method's default, or found by search.
-        keep: Share of the accuracy on held-out retain subjects that must stay, for the search.
+        keep: Share of the accuracy on held-out retain subjects that must stay, for the search; of
+            texts that the model says by itself a tenth of that loss is allowed.
         towers: Towers whose sites are edited; None is the method's default.
         towers_declared: Tower name -> module path, for modalities of the user's own.
         attention: Also edit attention output projections.

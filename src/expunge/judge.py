@@ -65,7 +65,9 @@ class Judge:
         others = [e for fold in folds for e in fold]
         strange = {i: s for i, e in enumerate(asked) if (s := with_other_answers(e, others, rng))}
         self.guesses = {c: [guess_rate(e, others) for e in asked if e.has(c)] for c in CONDITIONS}
-        sets = {"forget": asked, "other": [s for each in strange.values() for s in each]}
+        strangers = [s for each in strange.values() for s in each]
+        sets = {"forget": [*asked, *strangers]}  # together, since they share their questions
+        self.own = {c: sum(e.has(c) for e in asked) for c in CONDITIONS}
         self.paired = {
             c: _pairs([e.has(c) for e in asked], [(i, len(s)) for i, s in strange.items()])
             for c in CONDITIONS
@@ -98,7 +100,7 @@ class Judge:
                 the fold that it never saw.
             conditions: Under which to ask.
         """
-        found = self._run(("forget", "other"), edits, conditions)
+        found = self._run(("forget", SAID_SET), edits, conditions)
         for fold, candidate in enumerate(without):
             found |= self._run((str(fold),), candidate, conditions)
         folds = [str(i) for i in range(len(without))]
@@ -115,6 +117,7 @@ class Judge:
             held_out_nll={c: _mean([f.nll for f in each]) for c, each in kept.items()},
             held_out_error={c: self._error(found, folds, c) for c in kept},
             apart=apart,
+            said=[n for (name, _), f in found.items() if name == SAID_SET for n in f.nll.tolist()],
         )
 
     def cost(self, edits: Mapping[str, SiteEdit]) -> dict[str, float]:
@@ -143,9 +146,10 @@ class Judge:
         columns: dict[str, dict[str, float]] = {name: {} for name in FORGOTTEN}
         asked, guessed = {}, {}
         for condition, pairs in self.paired.items():
-            own, strange = (found.get((n, condition)) for n in ("forget", "other"))
-            if own is None:
+            both = found.get(("forget", condition))
+            if both is None:
                 continue
+            own, strange = both.divided(self.own[condition])
             usable = [e for e in self.asked if e.has(condition)]
             mine = [i for i, e in enumerate(usable) if group in (None, self.groups[e.subject])]
             theirs = [(i, j) for i, j in pairs if group in (None, self.groups[usable[i].subject])]
@@ -155,7 +159,7 @@ class Judge:
             guessed[condition] = sum(self.guesses[condition][i] for i in mine) / len(mine)
             columns["recalled"][condition] = _mean([own.recalled[mine]])
             columns["nll"][condition] = _mean([own.nll[mine]])
-            if strange is None or not theirs:
+            if not theirs:
                 continue
             others = [j for _, j in theirs]
             columns["other_recalled"][condition] = _mean([strange.recalled[others]])

@@ -28,6 +28,11 @@ class Forcing:
     recalled: Tensor
     nll: Tensor
 
+    def divided(self, first: int) -> tuple[Forcing, Forcing]:
+        """The first questions and the others."""
+        recalled, nll = self.recalled, self.nll
+        return Forcing(recalled[:first], nll[:first]), Forcing(recalled[first:], nll[first:])
+
     @property
     def accuracy(self) -> float:
         """Share of questions recalled."""

@@ -21,8 +21,8 @@ from expunge.errors import InputError
 from expunge.evaluate import ask
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.methods.base import PICTURE, Fit, Tokens, Verdict
+from expunge.methods.chain import Chain, leaps, left_over
 from expunge.methods.erase import Erased
-from expunge.methods.gated import Chain, leaps, left_over
 from expunge.methods.seek import (
     GAIN,
     Bounds,
@@ -301,6 +301,55 @@ def test_later_sites_and_turns_are_for_what_is_known_by_half():
     assert left_over(now, early=True, again=False) == both
     assert left_over(now, early=False, again=False) == {"text"}
     assert left_over(now, early=True, again=True) == set()
+
+
+def test_of_what_a_site_gives_each_part_keeps_what_forgets_it_best():
+    """What is recalled of two people is what the last detector of each says."""
+    script = {
+        "a": [{"x": 0.5, "y": 0.9}, {"x": 0.7, "y": 0.2}],  # for x the first addition is better
+        "b": [{"x": 0.9, "y": 0.15}],  # worse for x, and for y no better to speak of
+        "c": [{"x": 0.0, "y": 0.0}],  # better for both, but texts pay
+        "d": [{"x": 0.0, "y": 0.0}],  # two sites gave nothing: it is not come to
+    }
+    visits = []
+
+    def judge(found, without):
+        recalled = {"x": 1.0, "y": 1.0} | {f.part[1]: f.recalls for f in found}
+        each = {
+            who: Verdict({"multi": r}, {}, {}, {}, {}, {"multi": 0.4}, {"multi": 0.0})
+            for who, r in recalled.items()
+        }
+        said = [0.5 * any(f.site == "c" for f in found)] * 4
+        return replace(each["x"], apart=each, said=said)
+
+    class Scripted(Chain):
+        def edits(self, strengths):
+            return [f for place in self.places.values() for f in place.found]
+
+        def _site(self, kept, key, fit, now, left, turn):
+            visits.append(key)
+            for places in (self.places, self.shadow):
+                places.setdefault(key, Place(Fit(True, True), None, torch.arange(9), 1.0))
+            for recalls in script[key]:
+                for places in (self.places, self.shadow):
+                    new = [
+                        SimpleNamespace(part=("multi", who), recalls=r, site=key)
+                        for who, r in recalls.items()
+                    ]
+                    places[key].found = [*places[key].found, *new]
+                yield judge(self.edits({}), [])
+
+    access = SimpleNamespace(fit=lambda key: Fit(True, True))
+    sites = [SimpleNamespace(key=key) for key in script]
+    evidence = SimpleNamespace(access=access, judge=judge, sites=sites)
+    chain = Scripted(evidence, judge([], []), Bounds(), Erased())
+    chain.kept = SimpleNamespace(keys=list(script))
+    chain.run({})
+    assert visits == [*"abc"]  # by then too little is known for a second turn
+    for places in (chain.places, chain.shadow):
+        assert not places["b"].found and not places["c"].found
+        found = {who: [f.recalls for f in places["a"].found if f.part[1] == who] for who in "xy"}
+        assert found == {"x": [0.5], "y": [0.9, 0.2]}
 
 
 def test_the_view_of_pictures_is_settled_once_a_difference_is_seen():

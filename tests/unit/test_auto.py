@@ -259,6 +259,15 @@ def test_kept_is_the_worse_condition_relative_to_the_start():
     assert search.kept_share(start, unsure) == pytest.approx(0.9)  # and never over 1
 
 
+def test_kept_is_also_how_likely_texts_stay_but_for_a_fourth_of_them():
+    start = Verdict({}, {}, {}, {"text": 0.5}, {}, said=[1.0, 2.0, 3.0, 4.0])
+    assert search.kept_share(start, replace(start, said=[1.0, 2.0, 9.0, 4.0])) == 1.0
+    worse = replace(start, said=[1.01, 2.01, 9.0, 4.01])
+    assert search.kept_share(start, worse) == pytest.approx(1 - 10 * (1 - math.exp(-0.01)))
+    assert search.kept_share(start, replace(start, said=[9.0, 9.0, 9.0, 9.0])) == 0.0
+    assert search.kept_share(start, replace(start, said=[0.5, 1.5, 2.5, 3.5])) == 1.0
+
+
 def test_folds_share_no_subject_and_lose_no_row():
     rows = suite(5).sets["retain"]
     parts = folded(rows, 5, seed=0)
@@ -303,7 +312,8 @@ def test_the_error_of_what_is_kept_is_that_of_a_mean_over_subjects(vanilla):
     sets = suite(5).sets
     retain = [e for e in sets["retain"] if e.has("text")][:100]
     folds = [retain[:50], retain[50:]]
-    judge = Judge(model, Prompter(processor), sites, sets["forget"], folds)
+    texts = [replace(e, question=None) for e in sets["test"] if e.has("text")][:5]
+    judge = Judge(model, Prompter(processor), sites, sets["forget"], folds, texts)
     harm = {f"language.{i}": SiteEdit(prune=torch.arange(0, 1024, 2)) for i in range(2)}
     found = judge(harm, [harm, harm])
     by_person = {}
@@ -313,6 +323,7 @@ def test_the_error_of_what_is_kept_is_that_of_a_mean_over_subjects(vanilla):
             right = rows.run(model).recalled.double()
             for who, each in zip(judge.owners[name, "text"], right, strict=True):
                 by_person.setdefault(who, []).append(each)
+        texts_nll = ProbeSet(model, Prompter(processor), texts, "text").run(model).nll
     means = torch.stack([torch.stack(v).mean() for v in by_person.values()])
     assert 0.05 < found.held_out["text"] < 0.95
     assert (
@@ -320,6 +331,7 @@ def test_the_error_of_what_is_kept_is_that_of_a_mean_over_subjects(vanilla):
         == len(judge.asked)
         == sum(v.asked["text"] for v in found.apart.values())
     )
+    assert found.said == texts_nll.tolist()
     error = float(means.std() / len(means) ** 0.5)
     assert found.held_out_error["text"] == pytest.approx(error)
     alone = judge(harm, [harm, harm], ["text"])

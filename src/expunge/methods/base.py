@@ -187,6 +187,7 @@ class Verdict:
         guessed: Share of them that one who never knew would guess; see `judge.guess_rate`.
         apart: Group of subjects -> the same for its forget questions alone, without what was held
             out.
+        said: NLL of each of the texts that the unedited model said by itself, nats a token.
     """
 
     recalled: Mapping[str, float]
@@ -200,6 +201,7 @@ class Verdict:
     asked: Mapping[str, int] = field(default_factory=dict)
     guessed: Mapping[str, float] = field(default_factory=dict)
     apart: Mapping[str, Verdict] = field(default_factory=dict)
+    said: Sequence[float] = ()
 
 
 class Judging(Protocol):

@@ -16,6 +16,8 @@ GUESSED = 0.02
 UNEVEN = 0.065
 ERRORS = 0.6
 MOST = 0.2
+ABOUT = 0.25
+TEXTS = 10.0
 
 Part = tuple[str, str]
 """A condition and a group of subjects (see `judge.Judge.groups`), or "" for all of them."""
@@ -179,7 +181,7 @@ def by_condition(values: Mapping[Part, float]) -> dict[str, float]:
     return {condition: sum(each) / len(each) for condition, each in found.items()}
 
 
-def of_groups(now: Verdict, *, guessing: bool = False) -> dict[Part, float]:
+def of_groups(now: Verdict, *, guessing: bool = False, errors: float = ERRORS) -> dict[Part, float]:
     """By condition and group of subjects: see `unknown`.
 
     Chance is allowed for only where the condition as a whole is forgotten: of many groups that are
@@ -188,7 +190,7 @@ def of_groups(now: Verdict, *, guessing: bool = False) -> dict[Part, float]:
     whole = unknown(now, guessing=guessing)
     found = {}
     for group, verdict in now.apart.items():
-        lenient, strict = (unknown(verdict, guessing=guessing, errors=e) for e in (ERRORS, 0.0))
+        lenient, strict = (unknown(verdict, guessing=guessing, errors=e) for e in (errors, 0.0))
         for c, share in strict.items():
             found[c, group] = lenient[c] if whole.get(c, 0.0) >= 1 else share
     return found
@@ -240,17 +242,35 @@ def progress(now: Verdict) -> dict[Part, float]:
 
 
 def kept_share(start: Verdict, now: Verdict) -> float:
-    """Least share over conditions of the held-out accuracy that is left.
+    """Least share of what is to stay that is left.
 
-    As much as a standard error over the held-out subjects is not counted as lost: where they are
-    few, one of them who resembles a forget subject would otherwise forbid every edit.
+    Of the held-out accuracy under each condition, and of what the unedited model said by itself
+    (see `said_share`). As much accuracy as a standard error over the held-out subjects is not
+    counted as lost: where they are few, one of them who resembles a forget subject would otherwise
+    forbid every edit.
     """
     shares_left = [
         min(before, now.held_out[c] + now.held_out_error.get(c, 0.0)) / before
         for c, before in start.held_out.items()
         if before > 0
     ]
-    return min(shares_left, default=1.0)
+    return min([*shares_left, said_share(start, now)])
+
+
+def said_share(start: Verdict, now: Verdict) -> float:
+    """What is left of the texts that the unedited model said by itself, 0 to 1.
+
+    1 less `TEXTS` times the share by which their probability a token has fallen: accuracy falls
+    late, and a model that is a little worse everywhere is worse than one that forgot somebody. The
+    geometric mean over texts but for those that lose most, `ABOUT` of them, since some may be about
+    what is to be forgotten.
+    """
+    if not start.said:
+        return 1.0
+    lost = sorted(n - before for before, n in zip(start.said, now.said, strict=True))
+    most = lost[: max(1, len(lost) - int(ABOUT * len(lost)))]
+    share = min(1.0, math.exp(-math.fsum(most) / len(most)))
+    return max(0.0, 1 - TEXTS * (1 - share))
 
 
 def told(start: Verdict, steps: list[Step], chosen: Strengths, keep: float) -> dict[str, Any]:
@@ -273,6 +293,9 @@ def told(start: Verdict, steps: list[Step], chosen: Strengths, keep: float) -> d
 
     rows = [row({(c, ""): 0.0 for c in start.nll}, start, 1.0, not any(chosen.values()))]
     rows += [row(s.strengths, s.verdict, s.kept, s.strengths is chosen) for s in steps]
+    least = 1 - (1 - keep) / TEXTS
+    texts = f" and texts that the model said by itself {least:.1%} of their probability a token"
+    texts = texts if start.said else ""
     return {
         "explanation": (
             "Candidates of growing strength were tried on the model, each condition with a strength"

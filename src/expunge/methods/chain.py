@@ -1,0 +1,284 @@
+"""Find detectors site after site, each at what the sites before leave; see `gated`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from expunge.detectors import Background
+from expunge.methods.base import PICTURE, Evidence, Fit, Verdict
+from expunge.methods.erase import Erased
+from expunge.methods.search import Strengths, by_condition, of_groups, said_share, unknown
+from expunge.methods.seek import (
+    ALL_KEPT,
+    KEPT_SETS,
+    Bounds,
+    Found,
+    Kept,
+    Looked,
+    Place,
+    Seeker,
+    edits_at,
+    place_at,
+)
+from expunge.methods.swap import Usual
+from expunge.plan import SiteEdit
+
+VIEWS = {"multi": ("multi", PICTURE), "text": ("text",)}
+ADDED = (1, 2, 3)
+LEAPS = 8
+FIRST = 4
+PATIENCE = 2
+POOR = 0.5
+CLEARLY = 0.1
+
+
+@dataclass
+class Chain:
+    """Finds detectors site after site, each at what the sites before leave.
+
+    Attributes:
+        evidence: The model, through `access` and `judge`.
+        start: Verdict on the unedited model, but for the texts: those after what is taken out.
+        bounds: What is held at a time of what enters the sites.
+        erased: What is taken out beforehand.
+        places: Sites with what was found there.
+        shadow: The same, found without the subjects that are put aside.
+        views: Condition -> the view whose positions are looked at: `multi` (beside the picture),
+            `picture` or `text`.
+        settled: Conditions whose view stays what it is.
+        strengths: At which the chain is carried out while it goes on.
+        kept: What enters the sites on all that is kept; read once for all runs where it fits.
+    """
+
+    evidence: Evidence
+    start: Verdict
+    bounds: Bounds
+    erased: Erased
+    places: dict[str, Place] = field(default_factory=dict)
+    shadow: dict[str, Place] = field(default_factory=dict)
+    views: dict[str, str] = field(default_factory=dict)
+    settled: set[str] = field(default_factory=set)
+    strengths: Strengths = field(default_factory=dict)
+    kept: Kept | None = None
+
+    def edits(self, strengths: Strengths) -> dict[str, SiteEdit]:
+        """What was found so far, and what is taken out beforehand, as edits."""
+        return self._of(self.places, strengths)
+
+    def _of(self, places: Mapping[str, Place], strengths: Strengths) -> dict[str, SiteEdit]:
+        """The edits of some places, and what is taken out beforehand."""
+        return _together(self.erased.edits, edits_at(places, strengths))
+
+    def without(self, strengths: Strengths) -> dict[str, SiteEdit]:
+        """The same, made without the subjects that are put aside."""
+        return _together(self.erased.shadow, edits_at(self.shadow, strengths))
+
+    def run(self, strengths: Strengths) -> None:
+        """Go on until at these strengths everything is forgotten, or no site is left.
+
+        A second turn looks at the other view of pictures. What each place is for: see `left_over`.
+        A turn ends after `PATIENCE` sites of which nothing is kept.
+        """
+        access, judge = self.evidence.access, self.evidence.judge
+        assert access is not None and judge is not None
+        fits = {s.key: fit for s in self.evidence.sites if (fit := access.fit(s.key)) is not None}
+        if self.kept is None:
+            self.kept = Kept(access, list(leaps(list(fits))), self.bounds, self.erased.edits)
+        kept = self.kept
+        self.strengths = strengths
+        now = judge(self.edits(strengths), [])
+        for turn in range(2):
+            idle = 0
+            for place, key in enumerate(kept.keys):
+                left = left_over(now, early=place < FIRST, again=turn > 0)
+                if not left or idle == PATIENCE:
+                    break
+                before = now
+                now = self._best(kept, key, fits[key], now, left, turn)
+                idle = 0 if now is not before else idle + 1
+
+    def _best(
+        self, kept: Kept, key: str, fit: Fit, now: Verdict, left: set[str], turn: int
+    ) -> Verdict:
+        """Look through a site, and keep for each part what forgets it best, if that is `CLEARLY`.
+
+        What is written at a site can undo what a site before has done, so that more is not always
+        better. Where all of it together is worth less than nothing of it, nothing is kept.
+
+        Args:
+            kept: What enters the sites on all that is kept.
+            key: The site.
+            fit: How new neurons can be put in there.
+            now: The last verdict.
+            left: Conditions to look through it for.
+            turn: 1 to look at the other view of pictures.
+
+        Returns:
+            The verdict on what is kept; `now`, where nothing is.
+        """
+        assert self.evidence.judge is not None
+        tried = [(now, self._found_at(key))]
+        for verdict in self._site(kept, key, fit, now, left, turn):
+            tried.append((verdict, self._found_at(key)))
+        shares = [of_groups(verdict, errors=0.0) for verdict, _ in tried]
+        chosen = {part: best_of([each[part] for each in shares]) for part in shares[0]}
+        mixed = []
+        for places in zip(*(found for _, found in tried), strict=True):
+            parts = dict.fromkeys(f.part for each in places for f in each)
+            each_of = {part: places[chosen.get(part, 0)] for part in parts}
+            mixed.append([f for part in parts for f in each_of[part] if f.part == part])
+        self._put(key, mixed)
+        if not any(chosen.values()):
+            return now
+        last = all(same(each, theirs) for each, theirs in zip(mixed, tried[-1][1], strict=True))
+        then = tried[-1][0] if last else self.evidence.judge(self.edits(self.strengths), [])
+        if worth(self.start, then) > worth(self.start, now):
+            return then
+        self._put(key, tried[0][1])
+        return now
+
+    def _found_at(self, key: str) -> list[list[Found]]:
+        """What has been found at a site, with and without the subjects put aside."""
+        return [p[key].found if key in p else [] for p in (self.places, self.shadow)]
+
+    def _put(self, key: str, found: Sequence[list[Found]]) -> None:
+        """Make what has been found at a site what `_found_at` told."""
+        for places, each in zip((self.places, self.shadow), found, strict=True):
+            if key in places:
+                places[key].found = each
+
+    def _site(
+        self, kept: Kept, key: str, fit: Fit, now: Verdict, left: set[str], turn: int
+    ) -> Iterator[Verdict]:
+        """Find detectors at one site, a few for each subject at a time while it is still known.
+
+        Args:
+            kept: As in `_best`, like `key`, `fit` and `turn`.
+            key: The site.
+            fit: How new neurons can be put in there.
+            now: The last verdict.
+            left: Conditions that are not forgotten yet; may change between verdicts.
+            turn: 1 to look at the other view of pictures.
+
+        Yields:
+            A verdict after every addition.
+        """
+        access, judge = self.evidence.access, self.evidence.judge
+        assert access is not None and judge is not None
+        before = self._around(key)
+        given = {
+            c: access.tokens("forget", c, [key], before, apart=True, streams=True).get(key)
+            for c in sorted(left)
+        }
+        samples = kept.at(key)
+        seekers = []
+        for places, sets in ((self.places, ALL_KEPT), (self.shadow, KEPT_SETS)):
+            kept_x = [t.x for n in sets for t in samples.get(n, {}).values()]
+            background = Background.of(torch.cat(kept_x))
+            place = places.get(key) or place_at(self.evidence, key, fit, background, samples)
+            if place is None:
+                return
+            places[key] = place
+            usual = Usual(background, samples.get("retain", {}))
+            seekers.append(Seeker(access, background, place, usual))
+        for number in ADDED:
+            open_ = {part for part, share in of_groups(now).items() if share < 1}
+            were = list(self.places[key].found)
+            for seeker in seekers:
+                for condition in sorted(left):
+                    own = {s: (condition, group) for s, group in judge.groups.items()}
+                    parts = {s: part for s, part in own.items() if part in open_}
+                    tokens = given[condition]
+                    if tokens is not None and parts:
+                        looked = Looked(condition, tokens, parts, number)
+                        seeker.place.found = self._viewed(seeker, looked, key, turn)
+            if same(were, self.places[key].found):
+                return
+            now = judge(self.edits(self.strengths), [])
+            yield now
+            left &= {c for (c, _), share in of_groups(now).items() if share < 1}
+            if not left:
+                return
+
+    def _around(self, key: str) -> dict[str, SiteEdit]:
+        """The edits without what new neurons of a site write: those are to be found anew."""
+        others = {k: place for k, place in self.places.items() if k != key}
+        return self._of(others, self.strengths)
+
+    def _viewed(self, seeker: Seeker, looked: Looked, key: str, turn: int) -> list[Found]:
+        """The detectors of a place and new ones for a condition, at positions of the better view.
+
+        That is the first unless another clearly forgets more, by `CLEARLY`. Which one it is, is
+        asked with one's own detectors alone, until such a difference is seen.
+        """
+        condition, choices = looked.condition, VIEWS[looked.condition]
+        asks = seeker.place is self.places[key] and not turn and len(choices) > 1
+        if asks and condition not in self.settled:
+            found = {view: seeker.seek(looked, view) for view in choices}
+            forgets = {view: self._forgets(key, each, looked) for view, each in found.items()}
+            best = max(choices, key=lambda v: forgets[v])
+            clear = forgets[best] > CLEARLY + min(forgets.values())
+            view = self.views[condition] = best if clear else choices[0]
+            if clear:
+                self.settled.add(condition)
+            return found[view]
+        view = self.views.setdefault(condition, choices[0])
+        view = view if not turn else next((v for v in choices if v != view), view)
+        return seeker.seek(looked, view)
+
+    def _forgets(self, key: str, found: list[Found], looked: Looked) -> float:
+        """How much of a condition is forgotten with these detectors: see `unknown`."""
+        judge = self.evidence.judge
+        assert judge is not None
+        tried = self.places | {key: replace(self.places[key], found=found)}
+        edits = self._of(tried, self.strengths)
+        return unknown(judge(edits, [], [looked.condition]))[looked.condition]
+
+
+def best_of(shares: Sequence[float]) -> int:
+    """Place of the greatest share, if that is over the first by `CLEARLY`; else 0."""
+    best = max(range(len(shares)), key=lambda i: shares[i])
+    return best if shares[best] > shares[0] + CLEARLY else 0
+
+
+def worth(start: Verdict, now: Verdict) -> float:
+    """What is forgotten, the mean over the parts, times what is left of texts the model said."""
+    shares = of_groups(now, errors=0.0).values()
+    return said_share(start, now) * sum(shares) / len(shares) if shares else 0.0
+
+
+def left_over(now: Verdict, *, early: bool, again: bool) -> set[str]:
+    """Conditions that a site is looked through for.
+
+    Reading what enters a site costs much, and strengths do what little is left. So the first
+    `FIRST` sites are for anybody who is not forgotten, the others for what is known by half
+    (`POOR`) on average; a second turn is for pictures alone, and for who is known by half.
+    """
+    shares = of_groups(now)
+    if early:
+        enough = POOR if again else 1.0
+        left = {c for (c, _), share in shares.items() if share < enough}
+    else:
+        left = {c for c, share in by_condition(shares).items() if share < POOR}
+    return left & {"multi"} if again else left
+
+
+def same(some: Sequence[Found], others: Sequence[Found]) -> bool:
+    """Whether these are the very same detectors."""
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
+
+
+def _together(erased: Mapping[str, SiteEdit], new: Mapping[str, SiteEdit]) -> dict[str, SiteEdit]:
+    """Edits that take out and edits that put new neurons in, as one for each site."""
+    rewired = {k: replace(erased.get(k, SiteEdit()), rewire=e.rewire) for k, e in new.items()}
+    return {**erased, **rewired}
+
+
+def leaps(keys: Sequence[str]) -> Iterator[str]:
+    """Sites in the order they are tried: a few spread over the depth first, from the first on."""
+    step = max(1, len(keys) // LEAPS)
+    for offset in sorted(range(step), key=lambda o: (o * 2 % step, o)):
+        yield from keys[offset::step]
