@@ -158,10 +158,9 @@ def missed(row):
 
 def target(rows):
     """The part on the target: every group, and mean and worst of each percentage."""
-    full = [r for r in rows if r["share"] == 1.0 and not r["questions"]]
     lines, told = [], []
-    for percent in sorted({r["percent"] for r in full}):
-        mine = sorted((r for r in full if r["percent"] == percent), key=lambda r: r["group"])
+    for percent in sorted({r["percent"] for r in rows}):
+        mine = sorted((r for r in rows if r["percent"] == percent), key=lambda r: r["group"])
         for r in mine:
             lines.append([f"{percent:g} %", r["group"], *columns([r], max, min)])
         lines.append([f"**{percent:g} %**", "**mean**", *columns(mine, mean, mean)])
@@ -285,7 +284,8 @@ def main():
         known["rows"] = [r for r in known["rows"] if r not in same] + [row]
         write_json(OUT, known)
         print(json.dumps({k: row[k] for k in KEYS} | {"missed": missed(row)}), flush=True)
-    write([r for r in known["rows"] if r["method"] == "auto"])
+    whole = [r for r in known["rows"] if r["share"] == 1.0 and not r["questions"]]
+    write([r for r in whole if r["method"] == "auto"])
     write_curves(known["rows"])
 
 
