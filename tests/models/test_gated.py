@@ -49,7 +49,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def questions():
-    return suite(10, GROUP).sets
+    return suite(5, GROUP).sets
 
 
 @pytest.fixture(scope="module")
