@@ -67,7 +67,6 @@ class Judge:
         self.guesses = {c: [guess_rate(e, others) for e in asked if e.has(c)] for c in CONDITIONS}
         strangers = [s for each in strange.values() for s in each]
         sets = {"forget": [*asked, *strangers]}  # together, since they share their questions
-        self.own = {c: sum(e.has(c) for e in asked) for c in CONDITIONS}
         self.paired = {
             c: _pairs([e.has(c) for e in asked], [(i, len(s)) for i, s in strange.items()])
             for c in CONDITIONS
@@ -149,8 +148,8 @@ class Judge:
             both = found.get(("forget", condition))
             if both is None:
                 continue
-            own, strange = both.divided(self.own[condition])
             usable = [e for e in self.asked if e.has(condition)]
+            own, strange = both.divided(len(usable))
             mine = [i for i, e in enumerate(usable) if group in (None, self.groups[e.subject])]
             theirs = [(i, j) for i, j in pairs if group in (None, self.groups[usable[i].subject])]
             if not mine:

@@ -342,7 +342,7 @@ def test_of_what_a_site_gives_each_part_keeps_what_forgets_it_best():
     access = SimpleNamespace(fit=lambda key: Fit(True, True))
     sites = [SimpleNamespace(key=key) for key in script]
     evidence = SimpleNamespace(access=access, judge=judge, sites=sites)
-    chain = Scripted(evidence, judge([], []), Bounds(), Erased())
+    chain = Scripted(evidence, judge([], []), judge([], []), Bounds(), Erased())
     chain.kept = SimpleNamespace(keys=list(script))
     chain.run({})
     assert visits == [*"abc"]  # by then too little is known for a second turn
@@ -372,7 +372,7 @@ def test_the_view_of_pictures_is_settled_once_a_difference_is_seen():
         )
         return len(chain._viewed(seeker, looked, "site", turn))
 
-    chain = Chain(SimpleNamespace(judge=judge), None, Bounds(), Erased(), {"site": place})
+    chain = Chain(SimpleNamespace(judge=judge), None, None, Bounds(), Erased(), {"site": place})
     chain.strengths = {("multi", "who"): 1.0}
     assert [viewed(place), viewed(shadow)] == [1, 1] and not chain.settled
     two = 0.08  # of what is known, that is 0.09: no clear difference

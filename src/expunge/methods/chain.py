@@ -42,6 +42,7 @@ class Chain:
     Attributes:
         evidence: The model, through `access` and `judge`.
         start: Verdict on the unedited model, but for the texts: those after what is taken out.
+        bare: Verdict on what is left when that is taken out, before any detectors.
         bounds: What is held at a time of what enters the sites.
         erased: What is taken out beforehand.
         places: Sites with what was found there.
@@ -55,6 +56,7 @@ class Chain:
 
     evidence: Evidence
     start: Verdict
+    bare: Verdict
     bounds: Bounds
     erased: Erased
     places: dict[str, Place] = field(default_factory=dict)
@@ -89,7 +91,7 @@ class Chain:
             self.kept = Kept(access, list(leaps(list(fits))), self.bounds, self.erased.edits)
         kept = self.kept
         self.strengths = strengths
-        now = judge(self.edits(strengths), [])
+        now = judge(self.edits(strengths), []) if self.places else self.bare
         for turn in range(2):
             idle = 0
             for place, key in enumerate(kept.keys):
@@ -128,8 +130,9 @@ class Chain:
         mixed = []
         for places in zip(*(found for _, found in tried), strict=True):
             parts = dict.fromkeys(f.part for each in places for f in each)
-            each_of = {part: places[chosen.get(part, 0)] for part in parts}
-            mixed.append([f for part in parts for f in each_of[part] if f.part == part])
+            mixed.append(
+                [f for part in parts for f in places[chosen.get(part, 0)] if f.part == part]
+            )
         self._put(key, mixed)
         if not any(chosen.values()):
             return now

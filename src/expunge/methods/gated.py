@@ -68,9 +68,9 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     assert evidence.weight is not None
     hidden = max(evidence.weight(s.key).shape[0] for s in evidence.sites)
     erased = erase(evidence)
-    # what taking out costs has its own limit: see `erase`
-    start = replace(start, said=judge(erased.edits, [], ["text"]).said)
-    chain = Chain(evidence, start, Bounds.within(config.memory, hidden), erased)
+    bare = judge(erased.edits, [])
+    start = replace(start, said=bare.said)  # what taking out costs has its own limit: see `erase`
+    chain = Chain(evidence, start, bare, Bounds.within(config.memory, hidden), erased)
     full: Strengths = dict.fromkeys(of_groups(start), FULL)
     chain.run(full)
     notes: dict[str, Any] = {
@@ -80,7 +80,7 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
         "held": {"positions": chain.bounds.positions, "sites": chain.bounds.sites},
     }
     if not any(place.found for place in chain.places.values()):
-        if min(unknown(judge(erased.edits, [])).values(), default=0.0) >= 1:
+        if min(unknown(bare).values(), default=0.0) >= 1:
             return Outcome(erased.edits, {}, notes)
         return without_detectors(evidence, config)
     if config.strength is not None:
