@@ -14,7 +14,7 @@ from expunge.data import Example
 from expunge.encoding import Batch, input_device
 from expunge.errors import InputError, unknown
 from expunge.experts import Hear, listening
-from expunge.models import Prompter, accepts
+from expunge.models import Prompter
 from expunge.positions import POSITIONS, UNITS, Positions, means, owned, sums
 from expunge.prefix import Shared, lean, shared_batches
 from expunge.sites import Site, down_module, find_sites
@@ -204,7 +204,7 @@ def collect_inputs(
         positions = Positions.of(model, batch, counting.positions, towers)
         collector.expect(positions, len(batch.mask), times)
 
-    brief = lean(model) | ({"use_cache": False} if accepts(model, "use_cache") else {})
+    brief = lean(model)
     done = 0
     with record(model, live, collector.receive):
         for each in feed:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from expunge.collect import Counting
 from expunge.encoding import Batch
 from expunge.errors import InputError
-from expunge.models import accepts
 from expunge.positions import Positions, rows_of
+from expunge.prefix import lean
 from expunge.sites import Site, down_module
 from expunge.sites.blocks import MLPS, features
 from expunge.stats import NeuronStats
@@ -101,8 +101,7 @@ def listen(
     """Run batches; `receive(tap, rows)` gets the counted units of every tap, [units, width]."""
     towers = {tap.site.tower for tap in taps}
     now: dict[str, Any] = {}
-    lean: dict[str, Any] = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
-    lean |= {"use_cache": False} if accepts(model, "use_cache") else {}
+    brief = lean(model)
     with contextlib.ExitStack() as stack:
         for tap in taps:
 
@@ -120,7 +119,7 @@ def listen(
         for batch in feed:
             now["positions"] = Positions.of(model, batch, counting.positions, towers)
             now["examples"] = len(batch.mask)
-            model(**batch.inputs, **lean)
+            model(**batch.inputs, **brief)
 
 
 def collect_taps(

@@ -173,8 +173,9 @@ def generates(model: Any) -> bool:
     return bool(getattr(model, "can_generate", bool)())
 
 
-def accepts(model: Any, name: str) -> bool:
-    """Whether the model's forward pass takes an argument of this name."""
+def accepts(model: Any, name: str, *, unnamed: bool = False) -> bool:
+    """Whether the model's forward pass takes an argument of this name; `unnamed`: or of any."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     parameters = inspect.signature(inner.forward).parameters
-    return name in parameters
+    passed_on = unnamed and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return name in parameters or passed_on

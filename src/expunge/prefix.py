@@ -63,7 +63,7 @@ class Shared:
             an attention mask in `forward`, since nothing attends to padding on the right.
         """
         _forget_positions(model)
-        past = model(**self.head.inputs, **lean(model), use_cache=True).past_key_values
+        past = model(**self.head.inputs, **lean(model, cache=True)).past_key_values
         if not self.prompt_only:
             cached: dict[str, Any] = {"past_key_values": _ReadOnly(past, self.times)}
             return replace(self.tail, inputs=self.tail.inputs | cached)
@@ -86,9 +86,10 @@ def begun(model: Any, batch: Batch | Shared) -> Batch:
     return batch.begin(model) if isinstance(batch, Shared) else batch
 
 
-def lean(model: Any) -> dict[str, Any]:
-    """Arguments of `forward` that spare the logits of all positions but the last."""
-    return {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
+def lean(model: Any, *, cache: bool = False) -> dict[str, Any]:
+    """Arguments of `forward` that spare the logits of all positions but the last, and the cache."""
+    last: dict[str, Any] = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
+    return last | ({"use_cache": cache} if accepts(model, "use_cache", unnamed=True) else {})
 
 
 class _ReadOnly(DynamicCache):

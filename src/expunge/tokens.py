@@ -14,7 +14,7 @@ from expunge.data import Example
 from expunge.encoding import Batch, batches, placeholder_mask
 from expunge.errors import InputError
 from expunge.methods.base import Tokens
-from expunge.models import Prompter, accepts
+from expunge.models import Prompter
 from expunge.prefix import Shared, lean, shared_batches
 from expunge.sites import Inner, Site, down_module, explains, layer_of
 
@@ -94,7 +94,7 @@ def collect_tokens(
         site.key: _Sample(limit, torch.Generator().manual_seed(seed), []) for site, _ in places
     }
     seen: dict[str, Tensor] = {}
-    brief = lean(model) | ({"use_cache": False} if accepts(model, "use_cache") else {})
+    brief = lean(model)
     done = 0
     with _heard(model, places, seen):
         for each in feed:

@@ -190,6 +190,23 @@ def test_every_picture_and_its_beginning_run_once(llava_case):
     assert head[0] == 2 and tail[0] == 6
 
 
+def test_nothing_is_cached_that_nobody_continues(llava_case, monkeypatch):
+    kept = []
+    update = transformers.DynamicCache.update
+
+    def counted(self, *given, **options):
+        kept.append(type(self))
+        return update(self, *given, **options)
+
+    monkeypatch.setattr(transformers.DynamicCache, "update", counted)
+    _, model, prompter = llava_case
+    feed = list(batches(model, prompter, ROWS, "multi", batch_size=4))
+    collect_inputs(model, feed)
+    assert not kept
+    model(**feed[0].inputs)
+    assert kept, "nothing was seen where a cache is kept"
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_families_that_cannot_go_on_run_in_the_plain_way(name):
     _, model, prompter = double(name)
