@@ -18,7 +18,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 RIDGE = 3.0
@@ -31,6 +33,7 @@ HARD = 2000
 SOLVER_STEPS = 40
 TOLERANCE = 1e-3
 DIRECT = 256
+LANCZOS = 64
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,8 @@ def detectors(background: Background, groups: Sequence[Tensor]) -> Tensor:
     for round_ in range(2 * ROUNDS):
         if round_ >= ROUNDS:
             weights += WEIGHT * (rows @ background.kept.T - NEAR).clamp_min(0)
-        means = [_clear_mean(x, level) for x, level in zip(groups, scores, strict=True)]
-        rows = torch.stack([_solve(background, *each) for each in zip(weights, means, strict=True)])
+        means = torch.stack([_clear_mean(x, s) for x, s in zip(groups, scores, strict=True)])
+        rows = _solve(background, weights, means)
         scores = [x @ a for x, a in zip(groups, rows, strict=True)]
     return rows
 
@@ -117,9 +120,13 @@ def _upright(scores: Tensor) -> Tensor:
 def _leading(found: Tensor) -> Tensor:
     """Leading right singular vector [width] of inputs [n, width]."""
     small = found if found.shape[0] <= found.shape[1] else found.T
-    gram = small.double() @ small.double().T
-    top = torch.linalg.eigh(gram).eigenvectors[:, -1].float()
-    vector = top if found.shape[0] > found.shape[1] else found.T @ top
+    gram = (small.double() @ small.double().T).cpu().numpy()
+    if len(gram) < LANCZOS or not gram.any():
+        top = np.linalg.eigh(gram)[1][:, -1]
+    else:
+        top = eigsh(gram, k=1, v0=np.ones(len(gram)))[1][:, 0]
+    leading = torch.as_tensor(top, dtype=found.dtype, device=found.device)
+    vector = leading if found.shape[0] > found.shape[1] else found.T @ leading
     return vector / vector.norm().clamp_min(1e-30)
 
 
@@ -131,37 +138,41 @@ def _clear_mean(found: Tensor, scores: Tensor) -> Tensor:
     return mean
 
 
-def _solve(background: Background, weights: Tensor, mean: Tensor) -> Tensor:
-    """The minimiser for given weights of the kept inputs."""
-    hard = torch.nonzero(weights)[:, 0]
-    if len(hard) > HARD:
-        hard = weights.topk(HARD).indices
-    x, c = background.kept[hard], weights[hard]
-    pull = NEAR * (background.mean + x.T @ c)
-    both = _solved(x, c, torch.stack([pull, mean], 1))
-    near, toward = both[:, 0], both[:, 1]
-    return near + (1 - mean @ near) / (mean @ toward).clamp_min(1e-12) * toward
+def _solve(background: Background, weights: Tensor, means: Tensor) -> Tensor:
+    """The minimisers [groups, width] for given weights [groups, n] of the kept inputs."""
+    most = min(HARD, int((weights > 0).sum(1).max()))
+    c, hard = weights.topk(most, dim=1, sorted=False)  # of weight 0 where a group has fewer
+    x = background.kept[hard]
+    pull = NEAR * (background.mean + (c[:, None] @ x)[:, 0])
+    near, toward = _solved(x, c, torch.stack([pull, means], 2)).unbind(2)
+    short = 1 - (means * near).sum(1, keepdim=True)
+    return near + short / (means * toward).sum(1, keepdim=True).clamp_min(1e-12) * toward
 
 
 def _solved(x: Tensor, c: Tensor, right: Tensor) -> Tensor:
-    """Solve (I + X^T diag(c) X) y = right for each column of right [width, k].
+    """Solve (I + X^T diag(c) X) y = right for each column of right, one problem a group.
 
     Directly where that is quick, else by conjugate gradients.
+
+    Args:
+        x: X, [groups, n, width].
+        c: Weights, at least 0, [groups, n].
+        right: [groups, width, k].
     """
-    if right.shape[0] <= DIRECT:
-        unit = torch.eye(right.shape[0], dtype=torch.float64, device=right.device)
-        whole = unit + (x.T @ (c[:, None] * x)).double()
+    if right.shape[1] <= DIRECT:
+        unit = torch.eye(right.shape[1], dtype=torch.float64, device=right.device)
+        whole = unit + (x.mT @ (c[:, :, None] * x)).double()
         return torch.cholesky_solve(right.double(), torch.linalg.cholesky(whole)).float()
     y, rest = torch.zeros_like(right), right.clone()
     step = rest.clone()
-    size = (rest * rest).sum(0)
+    size = (rest * rest).sum(1, keepdim=True)
     enough = TOLERANCE**2 * size.clamp_min(1e-30)
     for _ in range(SOLVER_STEPS):
-        image = step + x.T @ (c[:, None] * (x @ step))
-        length = size / (step * image).sum(0).clamp_min(1e-30)
+        image = step + x.mT @ (c[:, :, None] * (x @ step))
+        length = size / (step * image).sum(1, keepdim=True).clamp_min(1e-30)
         y = y + length * step
         rest = rest - length * image
-        new = (rest * rest).sum(0)
+        new = (rest * rest).sum(1, keepdim=True)
         if bool((new <= enough).all()):
             break
         step = rest + new / size.clamp_min(1e-30) * step

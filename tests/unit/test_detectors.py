@@ -53,13 +53,27 @@ def test_the_constant_is_the_least_squares_fit_of_one():
 
 @pytest.mark.parametrize("width", [12, module.DIRECT + 40])
 def test_the_solver_agrees_with_a_dense_one(width):
-    x, c = inputs(6, 60, width), torch.rand(60, generator=torch.Generator().manual_seed(7))
-    right = inputs(8, width, 2)
-    slow = torch.linalg.solve(
-        torch.eye(width, dtype=torch.float64) + x.double().T @ torch.diag(c.double()) @ x.double(),
-        right.double(),
-    )
-    assert torch.allclose(module._solved(x, c, right).double(), slow, atol=5e-3)
+    """Two problems at once, of which the second has fewer inputs."""
+    x = torch.stack([inputs(6, 60, width), inputs(7, 60, width)])
+    c = torch.rand(2, 60, generator=torch.Generator().manual_seed(7))
+    c[1, 20:] = 0.0
+    right = torch.stack([inputs(8, width, 2), inputs(9, width, 2)])
+    found = module._solved(x, c, right).double()
+    for i in range(2):
+        gram = x[i].double().T @ torch.diag(c[i].double()) @ x[i].double()
+        slow = torch.linalg.solve(torch.eye(width) + gram, right[i].double())
+        assert torch.allclose(found[i], slow, atol=5e-3)
+
+
+@pytest.mark.parametrize("number", [5, module.LANCZOS - 1, module.LANCZOS + 20, 300])
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+def test_the_leading_direction_is_that_of_a_singular_value_decomposition(number, scale):
+    found = scale * inputs(11, number, module.LANCZOS + 30, 0.3)
+    top = torch.linalg.svd(found.double()).Vh[0]
+    vector = module._leading(found).double()
+    assert torch.isfinite(vector).all()
+    if scale:
+        assert float((vector @ top).abs()) == pytest.approx(1.0, abs=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
