@@ -72,7 +72,7 @@ def perplexity(model, processor) -> float:
     """Perplexity: exp of the mean NLL a token, over paragraphs that no training saw."""
     total, count = 0.0, 0
     for paragraph in held_out_prose():
-        ids = processor.tokenizer(paragraph, return_tensors="pt")["input_ids"]
+        ids = processor.tokenizer(paragraph, return_tensors="pt")["input_ids"].to(model.device)
         logp = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
         total -= float(logp.gather(-1, ids[0, 1:, None]).sum())
         count += ids.shape[1] - 1

@@ -15,6 +15,7 @@ from expunge.fiction.shipped import checkpoint, suite
 from expunge.judge import Judge, drawn, grouped, guess_rate, with_other_answers
 from expunge.methods import search
 from expunge.methods.base import Verdict
+from expunge.methods.chain import best_of
 from expunge.methods.filter_search import PACE, scales_of
 from expunge.models import Prompter, load
 from expunge.plan import SiteEdit
@@ -212,6 +213,25 @@ def test_nothing_is_known_where_a_standard_error_hides_the_rest():
     error = math.sqrt(2 * share * (1 - share) / 72)
     found = replace(found, recalled={"text": 0.3}, likelier={"text": 0.5}, asked={"text": 72})
     assert search.unknown(found)["text"] == pytest.approx(0.7 / (0.9 - 0.02 - 0.6 * error))
+
+
+def test_what_moves_no_answer_counts_too():
+    """One person who is known by heart; the loss on strangers' answers is 4 nats."""
+
+    def seen(recalled, nll, other_nll):
+        found = Verdict(recalled, nll, other_nll, {}, {}, {"text": recalled["text"]}, {"text": 0.0})
+        return replace(found, apart={"who": found})
+
+    start = seen({"text": 1.0}, {"text": 0.0}, {"text": 4.0})
+    site = seen({"text": 1.0}, {"text": 1.0}, {"text": 4.0})
+    part = "text", "who"
+    assert search.of_groups(site)[part] == search.of_groups(start)[part] == 0.0
+    shares = [search.finely(verdict)[part] for verdict in (start, site)]
+    assert shares == [0.0, pytest.approx(0.125)] and best_of(shares) == 1
+    gone = seen({"text": 0.0}, {"text": 9.0}, {"text": 4.0})
+    assert search.finely(gone)[part] == 1.0
+    alone = seen({"text": 0.5}, {"text": 1.0}, {})  # nobody else could be asked about
+    assert search.finely(alone)[part] == search.of_groups(alone, errors=0.0)[part] == 0.5 / 0.98
 
 
 def test_to_be_right_as_often_as_a_guesser_is_enough_where_that_is_asked():

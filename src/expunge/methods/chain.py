@@ -10,7 +10,7 @@ import torch
 from expunge.detectors import Background
 from expunge.methods.base import PICTURE, Evidence, Fit, Verdict
 from expunge.methods.erase import Erased
-from expunge.methods.search import Strengths, by_condition, of_groups, said_share, unknown
+from expunge.methods.search import Strengths, by_condition, finely, of_groups, said_share, unknown
 from expunge.methods.seek import (
     ALL_KEPT,
     KEPT_SETS,
@@ -125,7 +125,7 @@ class Chain:
         tried = [(now, self._found_at(key))]
         for verdict in self._site(kept, key, fit, now, left, turn):
             tried.append((verdict, self._found_at(key)))
-        shares = [of_groups(verdict, errors=0.0) for verdict, _ in tried]
+        shares = [finely(verdict) for verdict, _ in tried]
         chosen = {part: best_of([each[part] for each in shares]) for part in shares[0]}
         mixed = []
         for places in zip(*(found for _, found in tried), strict=True):
@@ -249,7 +249,7 @@ def best_of(shares: Sequence[float]) -> int:
 
 def worth(start: Verdict, now: Verdict) -> float:
     """What is forgotten, the mean over the parts, times what is left of texts the model said."""
-    shares = of_groups(now, errors=0.0).values()
+    shares = finely(now).values()
     return said_share(start, now) * sum(shares) / len(shares) if shares else 0.0
 
 

@@ -225,6 +225,21 @@ def unknown(now: Verdict, *, guessing: bool = False, errors: float = ERRORS) -> 
     return found
 
 
+def finely(now: Verdict) -> dict[Part, float]:
+    """By condition and group of subjects: how much is forgotten, where no answer changes too.
+
+    The mean of `of_groups` without allowance and of `progress`; the former alone where nobody else
+    could be asked about.
+    """
+    found = of_groups(now, errors=0.0)
+    for condition, group in found:
+        apart = now.apart[group]
+        if apart.other_nll.get(condition, 0.0) > 0:
+            more = progress(apart)[condition, ""]
+            found[condition, group] = (found[condition, group] + more) / 2
+    return found
+
+
 def standard_error(share: float, number: int | None) -> float:
     """Standard error of a share of so many, one of each kind added; 0 where it is not known."""
     if not number:
