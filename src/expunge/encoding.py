@@ -248,7 +248,7 @@ def encode_apart(
         for a in asked
     ]
     length = max(len(ids) for ids in told) + 1
-    tokens = torch.full((len(told), length), tokenizer.pad_token_id)
+    tokens = torch.full((len(told), length), prompter.pad)
     decoded, answer, closing = tokens.bool() & False, tokens.bool() & False, none
     for place, ids in enumerate(told):
         tokens[place, : len(ids) + 1] = torch.tensor([*ids, tokenizer.eos_token_id])

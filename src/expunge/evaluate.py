@@ -147,7 +147,7 @@ def generate(
             **batch.inputs,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            pad_token_id=prompter.tokenizer.pad_token_id,
+            pad_token_id=prompter.pad,
         )
         asked = batch.inputs["input_ids"]
         length = asked.shape[1]

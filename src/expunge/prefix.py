@@ -325,7 +325,7 @@ def _tail(
 ) -> Batch:
     """The tokens from `cut` on, padded."""
     length = max(len(row.ids) for row in rows) - cut
-    ids = torch.full((len(rows), length), prompter.tokenizer.pad_token_id or 0)
+    ids = torch.full((len(rows), length), prompter.pad)
     mask = torch.zeros_like(ids, dtype=torch.bool)
     answer, closing = torch.zeros_like(mask), torch.full((len(rows),), -1)
     for place, row in enumerate(rows):

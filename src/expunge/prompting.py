@@ -177,6 +177,12 @@ class Prompter:
         """The tokenizer of a connector that reads the question too, as InstructBLIP's, or None."""
         return getattr(self.processor, "qformer_tokenizer", None)
 
+    @property
+    def pad(self) -> int:
+        """The token that fills up: its own, or else that which ends a text."""
+        own = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if own is None else own)
+
     def encode(
         self,
         texts: Sequence[str],
@@ -207,7 +213,8 @@ class Prompter:
             "return_tensors": "pt",
         }
         if self.processor is self.tokenizer or not images:
-            return dict(self.tokenizer(list(texts), **options))
+            with _padding(self.tokenizer, side):
+                return dict(self.tokenizer(list(texts), **options))
         if answers is not None:
             options["suffix"] = list(answers)
         with _padding(self.tokenizer, side):
@@ -249,13 +256,20 @@ class Prompter:
 
 @contextlib.contextmanager
 def _padding(tokenizer: Any, side: str) -> Iterator[None]:
-    """Within the block the tokenizer pads on `side`, also for processors that ask only it."""
-    before = tokenizer.padding_side
+    """Within the block the tokenizer pads on `side`, also for processors that ask only it.
+
+    One that has no token to pad with takes that which ends a text, as is the custom.
+    """
+    before, token = tokenizer.padding_side, tokenizer.pad_token
     tokenizer.padding_side = side
+    if token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     try:
         yield
     finally:
         tokenizer.padding_side = before
+        if token is None:
+            tokenizer.pad_token = None
 
 
 def _check_template(template: str) -> None:

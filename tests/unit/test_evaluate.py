@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 from dataclasses import replace
@@ -168,6 +169,24 @@ def test_batches_and_order_do_not_matter(llava64, processor, asked):
             assert (a.truth_ratio is None) == (a.example.task != "classification")
             if a.truth_ratio is not None:
                 assert a.truth_ratio == pytest.approx(b.truth_ratio, rel=1e-10)
+
+
+def test_a_tokenizer_without_a_token_to_pad_with_does_as_well(llava64, processor, asked):
+    lacking = copy.deepcopy(processor)
+    lacking.tokenizer.pad_token = None
+    for condition in ("multi", "text"):
+        usable = [e for e in asked[0] if e.has(condition)]
+        with_one, without = (
+            (
+                teacher_forced(llava64, prompter, usable, condition, batch_size=5),
+                generate(llava64, prompter, usable, condition, max_new_tokens=3, batch_size=5),
+            )
+            for prompter in (Prompter(processor), Prompter(lacking))
+        )
+        assert with_one[1] == without[1]
+        for one, other in zip(with_one[0], without[0], strict=True):
+            assert torch.allclose(one.logp, other.logp, atol=1e-9)
+    assert lacking.tokenizer.pad_token is None  # it is saved as it came
 
 
 def test_half_precision_scores_are_taken_in_float32(llava, processor, asked):
