@@ -30,7 +30,7 @@ def logits(model, processor, rows):
 def test_it_forgets_all_the_same(world, tmp_path):
     model, processor = world
     sets = suite(5, 2).sets
-    plan = make_plan(model, processor, sets["forget"][::2], sets["retain"][::4])
+    plan = make_plan(model, processor, sets["forget"][::3], sets["retain"][::8])
     assert plan.provenance["used"] == "filter-search"
     assert {e.kind for e in plan.edits.values()} == {"lowrank"}
     with applied(model, plan):
@@ -43,7 +43,7 @@ def test_it_forgets_all_the_same(world, tmp_path):
         }
         said = logits(model, processor, sets["forget"][:3])
         save_checkpoint(model, processor, tmp_path / "model")
-    # with a quarter of the retain questions; with all, neighbours keep 0.91 (docs/experiments.md)
+    # with an eighth of the retain questions; with all, neighbours keep 0.91 (docs/experiments.md)
     assert max(found["forget"]) < 0.4 and min(found["neighbor"]) > 0.83
     again, processor = load(tmp_path / "model")
     assert again.config.text_config.model_type == "qwen2"
