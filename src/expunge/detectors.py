@@ -16,11 +16,13 @@ nearer than `near`, as in a support vector machine with squared hinge loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import eigsh
+from numpy.typing import NDArray
+from scipy.sparse.linalg import ArpackError, eigsh
 from torch import Tensor
 
 RIDGE = 3.0
@@ -120,14 +122,19 @@ def _upright(scores: Tensor) -> Tensor:
 def _leading(found: Tensor) -> Tensor:
     """Leading right singular vector [width] of inputs [n, width]."""
     small = found if found.shape[0] <= found.shape[1] else found.T
-    gram = (small.double() @ small.double().T).cpu().numpy()
-    if len(gram) < LANCZOS or not gram.any():
-        top = np.linalg.eigh(gram)[1][:, -1]
-    else:
-        top = eigsh(gram, k=1, v0=np.ones(len(gram)))[1][:, 0]
+    top = _top((small.double() @ small.double().T).cpu().numpy())
     leading = torch.as_tensor(top, dtype=found.dtype, device=found.device)
     vector = leading if found.shape[0] > found.shape[1] else found.T @ leading
     return vector / vector.norm().clamp_min(1e-30)
+
+
+def _top(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Leading eigenvector of a symmetric matrix; of nothing but zeros any vector."""
+    if len(gram) >= LANCZOS:
+        with suppress(ArpackError):  # does not converge, or has nothing to begin with
+            top: NDArray[np.float64] = eigsh(gram, k=1, v0=np.ones(len(gram)))[1][:, 0]
+            return top
+    return np.linalg.eigh(gram)[1][:, -1]
 
 
 def _clear_mean(found: Tensor, scores: Tensor) -> Tensor:
