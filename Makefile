@@ -18,7 +18,8 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)
+# What everything costs beside the forward passes (docs/scale.md), and MANU's table (docs/manu.md).
+bench: $(STAMP) bench-speed
 	$(BIN)/python benchmarks/manu_table.py
 
 bench-methods: $(STAMP)
