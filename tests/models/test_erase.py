@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_gated import little_noise
 
 from expunge import methods
 from expunge.config import RunConfig
@@ -15,7 +16,7 @@ from expunge.methods.base import ASIDE, NOISE_SET, SAID_SET
 from expunge.methods.erase import ENERGY, LEVELS, Erased, allowed, erase
 from expunge.methods.filter_search import edits_at, scales_of, views_of
 from expunge.models import Prompter, load
-from expunge.planning import chosen_sites, settled
+from expunge.planning import chosen_sites, make_plan, settled
 from expunge.probe_set import ProbeSet
 
 
@@ -95,13 +96,11 @@ def test_at_each_site_it_is_the_filter(evidence, erased):
 
 def test_where_second_moments_do_not_fit_nothing_is_taken_out(world):
     sets = suite(5, 2).sets
-    sets = {"forget": sets["forget"][:4], "retain": sets["retain"][::24]}
-    config = settled(RunConfig.of({"method": "auto", "memory": "64MiB"}))
-    model, processor = world
-    sites = chosen_sites(model, config)
-    found = gather(model, Prompter(processor), sets, sites, config, methods.get("auto"))
-    assert not found.moments and found.access is not None
-    assert "do not fit" in erase(found).notes["left out"]
+    mine = [e for e in sets["forget"] if e.subject == sets["forget"][0].subject][::3]
+    with little_noise():
+        plan = make_plan(*world, mine, sets["retain"][::24], strength=1.0, memory="64MiB")
+    assert "do not fit" in plan.provenance["notes"]["erased"]["left out"]
+    assert {e.kind for e in plan.edits.values()} == {"rewire"}
 
 
 def test_no_statistics_no_edits(evidence):
