@@ -11,7 +11,7 @@ from expunge.attacks.base import Candidate
 from expunge.data import Example
 from expunge.encoding import batches
 from expunge.errors import InputError
-from expunge.models import accepts
+from expunge.prefix import lean
 
 
 @torch.inference_mode()
@@ -29,9 +29,9 @@ def prompt_states(
     model = candidate.model
     states: list[Tensor] = [torch.empty(0)] * len(examples)
     first = torch.zeros(len(examples), dtype=torch.int64)
-    extra = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
+    brief = lean(model)
     for batch in batches(model, candidate.prompter, examples, condition, batch_size=batch_size):
-        out = model(**batch.inputs, output_hidden_states=True, use_cache=False, **extra)
+        out = model(**batch.inputs, output_hidden_states=True, **brief)
         if not getattr(out, "hidden_states", None):
             raise InputError(
                 f"{type(model).__name__} returns no hidden states, so layers cannot be looked at;"
