@@ -136,16 +136,23 @@ def synchronise():
 
 
 def interleaved(jobs, repeats):
-    """Run jobs by turns, after one unmeasured round; name -> seconds of every repeat."""
+    """Run jobs by turns, after one unmeasured round; name -> mean seconds of every repeat.
+
+    A repeat runs them forth and back, so that none gains by what runs before it.
+    """
     seconds = {name: [] for name in jobs}
-    for turn in range(repeats + 1):
-        for name, job in jobs.items():
+    for job in jobs.values():
+        job()
+    for _ in range(repeats):
+        taken = dict.fromkeys(jobs, 0.0)
+        for name in [*jobs, *reversed(jobs)]:
             synchronise()
             begun = time.perf_counter()
-            job()
+            jobs[name]()
             synchronise()
-            if turn:
-                seconds[name].append(time.perf_counter() - begun)
+            taken[name] += (time.perf_counter() - begun) / 2
+        for name, each in taken.items():
+            seconds[name].append(each)
     return seconds
 
 

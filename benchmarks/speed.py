@@ -8,8 +8,9 @@ Without arguments all parts run, in this order:
 neurons     collecting neuron statistics / bare forward passes over the same batches
 moments     the same with second moments, over all positions and over a tenth of them
 memory      peak extra memory of collecting from 100 and from 10,000 rows
-site        selection, filter solve and edit at the shape of one language site of LLaVA-1.5-7B
-save        its 32 language sites pruned and written
+site        selection, filter solve and edit / a Cholesky factor, at the shape of one language
+            site of LLaVA-1.5-7B
+save        its 32 language sites pruned and written / written
 evaluate    evaluation / forward passes over its teacher-forced batches, questions a second
 end         a whole plan / forward passes over its data, embedded world and the shape
 processes   collecting in two processes of one thread / in one
@@ -63,9 +64,9 @@ OUT = HERE / "speed.json"
 
 
 def task(chosen):
-    """Model, sites and encoded batches of the shape."""
+    """Model, sites and four encoded batches of the shape."""
     model, processor = build(chosen.shape)
-    rows = questions(4, 4)["forget"]
+    rows = questions(16, chosen.batch_size // 4)["forget"]
     feed = encoded(model, Prompter(processor), rows, "multi", chosen.batch_size)
     return model, [s for s in find_sites(model) if not s.dead], feed
 
@@ -157,31 +158,49 @@ def _status(name):
 
 
 def site(chosen):
+    """Against a Cholesky factor of one of the moments, the least that an exact solver takes."""
     shape = SHAPES["7b"]
     layers, out, width, _, _ = shape.layers
     torch.manual_seed(0)
     scores = {f"language.{i}": torch.rand(width, dtype=torch.float64) for i in range(layers)}
-    seconds = {"select": interleaved({"": lambda: select(scores, 0.02)}, chosen.repeats)[""]}
 
     def second(rows):
         z = torch.randn(rows, width)
         return (z.T @ z / rows).double()
 
     forget, retain, weight = second(500), second(2000), torch.randn(out, width)
-    begun = time.perf_counter()
-    found = directions(forget, retain, ridge=0.03, number=128)
-    seconds["solve"] = [time.perf_counter() - begun]
-    begun = time.perf_counter()
-    a, b, _ = compressed(*lowrank_edit(weight, found, shares(found.ratio, 1.0)), 0.999)
-    weight += a @ b
-    seconds["edit"] = [time.perf_counter() - begun]
-    total = {name: statistics.median(each) for name, each in seconds.items()}
+
+    def solve():
+        return directions(forget, retain, ridge=0.03, number=128)
+
+    found = solve()
+    edited(weight, found)
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"width": width, "out": out, "seconds": total, "peak_bytes": peak}
+    regular = retain + 0.03 * retain.diagonal().mean() * torch.eye(width, dtype=retain.dtype)
+    jobs = {
+        "factor": lambda: torch.linalg.cholesky(regular),
+        "select": lambda: select(scores, 0.02),
+        "solve": solve,
+        "edit": lambda: edited(weight, found),
+    }
+    seconds = interleaved(jobs, chosen.repeats)
+    return {
+        "width": width,
+        "out": out,
+        "seconds": {name: statistics.median(each) for name, each in seconds.items()},
+        "ratio": {name: ratio(seconds, name, "factor") for name in ("select", "solve", "edit")},
+        "repeats": chosen.repeats,
+        "peak_bytes": peak,
+    }
+
+
+def edited(weight, found):
+    a, b, _ = compressed(*lowrank_edit(weight, found, shares(found.ratio, 1.0)), 0.999)
+    return weight + a @ b
 
 
 def save(chosen):
-    """The 32 down projections alone are in memory and written, in bfloat16: 2.9 GB."""
+    """Against writing alone; the 32 down projections are all that exists, in bfloat16: 2.9 GB."""
     shape = SHAPES["7b"]
     config = config_for(shape, processor_for(shape).tokenizer)
     with torch.device("meta"):
@@ -192,15 +211,26 @@ def save(chosen):
     scores = {s.key: torch.rand(s.width, dtype=torch.float64) for s in sites}
     about = {s.key: {"tower": s.tower, "path": s.path, "width": s.width} for s in sites}
     with tempfile.TemporaryDirectory(dir=chosen.scratch) as folder:
-        begun = time.perf_counter()
-        edits = {k: SiteEdit(prune=index) for k, index in select(scores, 0.02).items()}
-        apply(model, Plan(edits, about), check=False)
-        for each in sites:
-            named = {f"{each.path}.weight": down_module(model, each).weight.data}
-            save_file(named, Path(folder) / f"{each.key}.safetensors")
-        taken = time.perf_counter() - begun
+
+        def write():
+            for each in sites:
+                named = {f"{each.path}.weight": down_module(model, each).weight.data}
+                save_file(named, Path(folder) / f"{each.key}.safetensors")
+
+        def prune():
+            edits = {k: SiteEdit(prune=index) for k, index in select(scores, 0.02).items()}
+            apply(model, Plan(edits, about), check=False)
+            write()
+
+        seconds = interleaved({"write": write, "prune and write": prune}, chosen.repeats)
         written = sum(p.stat().st_size for p in Path(folder).iterdir())
-    return {"sites": len(sites), "bytes": written, "seconds": taken}
+    return {
+        "sites": len(sites),
+        "bytes": written,
+        "seconds": {name: statistics.median(each) for name, each in seconds.items()},
+        "ratio": ratio(seconds, "prune and write", "write"),
+        "repeats": chosen.repeats,
+    }
 
 
 def evaluation(chosen):

@@ -20,16 +20,20 @@ BLOCK = 128
 def _sum(
     z: Any, places: Any, chosen: bool, first: int, last: int, tau: float, out: Any
 ) -> None:  # pragma: no cover - compiled
-    for turn in range(first, last):
-        row = places[turn] if chosen else turn
+    for turn in range(first, last, 2):  # two rows at once: half the traffic of the sums
+        odd = turn + 1 == last
+        row, other = (turn, turn if odd else turn + 1)
+        if chosen:
+            row, other = places[row], places[other]
+        twice = 0.0 if odd else 1.0
         for column in range(z.shape[1]):
             value = np.float64(z[row, column])
-            size = abs(value)
-            out[0, column] += value
-            out[1, column] += size
-            if size > tau:
-                out[2, column] += 1.0
-            out[3, column] += value * value
+            second = 0.0 if odd else np.float64(z[other, column])
+            size, larger = abs(value), abs(second)
+            out[0, column] += value + second
+            out[1, column] += size + larger
+            out[2, column] += (1.0 if size > tau else 0.0) + (twice if larger > tau else 0.0)
+            out[3, column] += value * value + second * second
 
 
 def neuron_sums(z: Tensor, tau: float, places: Tensor | None = None) -> Tensor:

@@ -41,3 +41,15 @@ def test_the_speed_benchmark_runs(tmp_path):
     assert found["neurons"]["ratio"] > 0.5
     arithmetic = found["moments"]["arithmetic"]
     assert arithmetic["all"] - 1 == pytest.approx(10 * (arithmetic["tenth"] - 1))
+
+
+def test_jobs_take_turns_forth_and_back(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from shapes import interleaved, ratio
+
+    seen = []
+    jobs = {name: lambda name=name: seen.append(name) for name in "abc"}
+    seconds = interleaved(jobs, 2)
+    assert "".join(seen) == "abc" + 2 * "abccba"
+    assert [len(each) for each in seconds.values()] == [2, 2, 2]
+    assert ratio({"a": [2.0, 9.0, 3.0], "b": [1.0, 3.0, 3.0]}, "a", "b") == 2.0

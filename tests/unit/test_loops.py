@@ -31,6 +31,15 @@ def test_sums_of_every_precision_and_of_chosen_rows(shape, dtype):
         )
 
 
+@pytest.mark.parametrize("rows", [3, 4])
+def test_what_is_not_finite_stays_what_it_is(rows):
+    z = torch.zeros(rows, 2)
+    z[-1, 0] = float("inf")
+    total, absolute, over, square = loops.neuron_sums(z, -0.1)
+    assert total[0] == absolute[0] == square[0] == float("inf")
+    assert over.tolist() == [rows, rows] and not total[1] and not square[1]
+
+
 def test_threads_do_not_matter():
     z, before = drawn(1000, 7, torch.float32), torch.get_num_threads()
     try:
