@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 from expunge.errors import InputError
 from expunge.offload import kept_weight
 from expunge.sites.blocks import MLPS, Site, matched
+from expunge.sites.kin import as_llama
 from expunge.sites.weights import stored
 
 ACTIVATIONS = ("act_fn", "activation_fn", "activation", "act")
 GATED = (("gate_proj", "up_proj"), ("gate_up_proj",), ("w1", "w3"), ("wi_0", "wi_1"))
 BIAS_FLAG = "mlp_bias"
+MLP_MAPS = ("gate_proj", "up_proj", "down_proj")
+ATTENTION_OUT = ("o_proj",)
 CLOSE = 1e-2
 
 
@@ -123,6 +127,9 @@ def takes_bias(model: nn.Module, inner: Inner) -> bool:
 def grow_bias(model: nn.Module, inner: Inner) -> Callable[[], None]:
     """Give every MLP of the tower a bias of zero, where the configuration knows of such a one.
 
+    A language model that only a Llama's configuration could give one is a Llama from then on as
+    far as the configuration says, so that it is saved as one; see `kin`.
+
     Returns:
         A function that takes them away again.
 
@@ -135,11 +142,17 @@ def grow_bias(model: nn.Module, inner: Inner) -> Callable[[], None]:
             f"the plan needs a bias at {inner.gate[0]}, which this model cannot have; apply it to"
             " the model it was made for"
         )
-    grown = list(_mlp_linears(owner))
+    llama = None if _has_flag(owner) else as_llama(model, owner)
+    maps = ATTENTION_OUT if llama is not None and llama.attention_bias else ()
+    grown = [m for m in _linears(owner, (*MLP_MAPS, *maps)) if m.bias is None]
     for linear in grown:
         zero = torch.zeros(linear.out_features, dtype=linear.weight.dtype)
         linear.bias = nn.Parameter(zero.to(linear.weight.device), requires_grad=False)
-    configs = _configs(model, owner)
+    whole: Any = model.config
+    before = getattr(whole, "text_config", None)
+    if llama is not None:
+        whole.text_config = copy.deepcopy(llama)
+    configs = _configs(model, owner) if llama is None else [whole.text_config]
     for config in configs:
         setattr(config, BIAS_FLAG, True)
 
@@ -148,8 +161,15 @@ def grow_bias(model: nn.Module, inner: Inner) -> Callable[[], None]:
             linear.register_parameter("bias", None)
         for config in configs:
             setattr(config, BIAS_FLAG, False)
+        if llama is not None:
+            whole.text_config = before
 
     return undo
+
+
+def _has_flag(module: nn.Module) -> bool:
+    """Whether a module's configuration could give its MLPs biases, but does not."""
+    return getattr(getattr(module, "config", None), BIAS_FLAG, None) is False
 
 
 def _biasless(model: nn.Module, path: str) -> nn.Module | None:
@@ -157,23 +177,15 @@ def _biasless(model: nn.Module, path: str) -> nn.Module | None:
     names = path.split(".")
     for number in range(len(names), -1, -1):
         module: Any = model.get_submodule(".".join(names[:number]))
-        config = getattr(module, "config", None)
-        if getattr(config, BIAS_FLAG, None) is False and hasattr(module, "layers"):
-            return (
-                module
-                if all(m.weight.device.type != "meta" for m in _mlp_linears(module))
-                else None
-            )
+        if hasattr(module, "layers") and (_has_flag(module) or as_llama(model, module)):
+            held = all(m.weight.device.type != "meta" for m in _linears(module, MLP_MAPS))
+            return module if held else None
     return None
 
 
-def _mlp_linears(owner: nn.Module) -> Iterator[nn.Linear]:
-    for name, module in owner.named_modules():
-        if type(module) is nn.Linear and name.rpartition(".")[2] in (
-            "gate_proj",
-            "up_proj",
-            "down_proj",
-        ):
+def _linears(owner: nn.Module, names: Sequence[str]) -> Iterator[nn.Linear]:
+    for path, module in owner.named_modules():
+        if type(module) is nn.Linear and path.rpartition(".")[2] in names:
             yield module
 
 
