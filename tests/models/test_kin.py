@@ -1,10 +1,12 @@
 """Language models that a Llama can compute: they are given biases and saved as a Llama."""
 
+import copy
+
 import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen2ForCausalLM
 
-from expunge.edit import fingerprint, restore, save_checkpoint
+from expunge.edit import apply, fingerprint, restore, save_checkpoint
 from expunge.encoding import batches
 from expunge.fiction.build import as_kind
 from expunge.fiction.shipped import checkpoint, suite
@@ -92,6 +94,21 @@ def test_undo_gives_the_model_of_its_own_kind_back(world, tmp_path):
     again, _ = load(tmp_path / "restored")
     assert again.config.text_config.model_type == model.config.text_config.model_type
     assert fingerprint(again) == fingerprint(model)
+
+
+def test_as_an_adapter_it_says_the_same(world, tmp_path):
+    """On the model of its own kind, in float64."""
+    from peft import PeftModel
+
+    model, processor = world
+    plan = plan_for(model)
+    plan.to_peft(tmp_path / "adapter", model)
+    exact = copy.deepcopy(model).double()
+    undo = apply(exact, plan, check=False)
+    said = logits(exact, processor, "multi")
+    undo()
+    adapted = PeftModel.from_pretrained(exact, str(tmp_path / "adapter")).eval().double()
+    assert (logits(adapted, processor, "multi") - said).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize(

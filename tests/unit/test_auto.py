@@ -228,6 +228,7 @@ def test_what_moves_no_answer_counts_too():
     assert search.of_groups(site)[part] == search.of_groups(start)[part] == 0.0
     shares = [search.finely(verdict)[part] for verdict in (start, site)]
     assert shares == [0.0, pytest.approx(0.125)] and best_of(shares) == 1
+    assert best_of([0.5, 0.52, 0.51]) == 0 and best_of([0.5, 0.55, 0.54]) == 1
     gone = seen({"text": 0.0}, {"text": 9.0}, {"text": 4.0})
     assert search.finely(gone)[part] == 1.0
     alone = seen({"text": 0.5}, {"text": 1.0}, {})  # nobody else could be asked about

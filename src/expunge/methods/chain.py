@@ -33,6 +33,7 @@ FIRST = 4
 PATIENCE = 2
 POOR = 0.5
 CLEARLY = 0.1
+HELPS = 0.03
 
 
 @dataclass
@@ -105,7 +106,7 @@ class Chain:
     def _best(
         self, kept: Kept, key: str, fit: Fit, now: Verdict, left: set[str], turn: int
     ) -> Verdict:
-        """Look through a site, and keep for each part what forgets it best, if that is `CLEARLY`.
+        """Look through a site, and keep for each part what forgets it best, if by `HELPS` at least.
 
         What is written at a site can undo what a site before has done, so that more is not always
         better. Where all of it together is worth less than nothing of it, nothing is kept.
@@ -242,9 +243,9 @@ class Chain:
 
 
 def best_of(shares: Sequence[float]) -> int:
-    """Place of the greatest share, if that is over the first by `CLEARLY`; else 0."""
+    """Place of the greatest share, if that is over the first by `HELPS`; else 0."""
     best = max(range(len(shares)), key=lambda i: shares[i])
-    return best if shares[best] > shares[0] + CLEARLY else 0
+    return best if shares[best] > shares[0] + HELPS else 0
 
 
 def worth(start: Verdict, now: Verdict) -> float:

@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 
 KIN = ("Qwen2Model", "MistralModel")
 """Classes whose layers are those of a Llama, but for biases of attention that a Llama can have."""
-KEPT_APART = ("model_type", "attention_bias", "mlp_bias")
+KEPT_APART = ("model_type", "architectures", "attention_bias", "mlp_bias")
 
 _known: WeakKeyDictionary[nn.Module, LlamaConfig | None] = WeakKeyDictionary()
 
