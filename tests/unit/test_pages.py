@@ -97,11 +97,15 @@ def test_what_misses_the_target_is_named(script):
         },
         "seconds": 9.0,
     }
-    assert groups.missed(good) == []
+    gold = good["gold"]
+    assert groups.missed(good, gold) == []
     bad = {
         **good,
         "kept": good["kept"] | {"neighbor": {"multi": 1.0, "text": 0.94}},
         "summary": good["summary"]
         | {"test_accuracy": {"multi": 0.1, "text": 0.2}, "collapsed": True},
     }
-    assert groups.missed(bad) == ["test", "neighbor", "collapse"]
+    assert groups.missed(bad, gold) == ["test", "neighbor", "collapse"]
+    told = groups.misses([good, bad], gold)
+    assert "missed are test (1 of 2 groups), neighbor (1 of 2 groups)" in told
+    assert told.endswith("the mean is forget +0.02 / +0.00 and test +0.00 / +0.07 away")
