@@ -148,21 +148,36 @@ def grow_bias(model: nn.Module, inner: Inner) -> Callable[[], None]:
     for linear in grown:
         zero = torch.zeros(linear.out_features, dtype=linear.weight.dtype)
         linear.bias = nn.Parameter(zero.to(linear.weight.device), requires_grad=False)
-    whole: Any = model.config
-    before = getattr(whole, "text_config", None)
-    if llama is not None:
-        whole.text_config = copy.deepcopy(llama)
-    configs = _configs(model, owner) if llama is None else [whole.text_config]
-    for config in configs:
-        setattr(config, BIAS_FLAG, True)
+    forget = _flagged(_configs(model, owner)) if llama is None else _written_as(model, llama)
 
     def undo() -> None:
         for linear in grown:
             linear.register_parameter("bias", None)
+        forget()
+
+    return undo
+
+
+def _flagged(configs: Sequence[Any]) -> Callable[[], None]:
+    """Have configurations say that there are biases; returns what has them say the opposite."""
+    for config in configs:
+        setattr(config, BIAS_FLAG, True)
+
+    def undo() -> None:
         for config in configs:
             setattr(config, BIAS_FLAG, False)
-        if llama is not None:
-            whole.text_config = before
+
+    return undo
+
+
+def _written_as(model: Any, llama: Any) -> Callable[[], None]:
+    """Have the language model written as a Llama with biases; returns what takes that back."""
+    whole, before = model.config, model.config.text_config
+    whole.text_config = copy.deepcopy(llama)
+    setattr(whole.text_config, BIAS_FLAG, True)
+
+    def undo() -> None:
+        whole.text_config = before
 
     return undo
 
