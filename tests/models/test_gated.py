@@ -24,7 +24,7 @@ from expunge.errors import InputError
 from expunge.evaluate import ask
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.methods.base import PICTURE, Fit, Tokens, Verdict
-from expunge.methods.chain import Chain, leaps, left_over
+from expunge.methods.chain import POOR, Chain, leaps, left_over
 from expunge.methods.erase import Erased
 from expunge.methods.seek import (
     GAIN,
@@ -291,25 +291,19 @@ def test_sites_are_tried_from_the_first_and_all_of_them():
     assert order[1] == keys[3] and list(leaps(keys[:4])) == keys[:4]
 
 
-def test_later_sites_and_turns_are_for_what_is_known_by_half():
-    """One of three people under each condition is known, by 0.6; then two more in text."""
+def test_a_site_is_looked_through_for_conditions_under_which_somebody_is_known():
+    """One of three people is known by 0.6 with picture and by 0.3 in text, the others not."""
 
     def seen(multi, text):
         recalled = {"multi": multi, "text": text}
         even = dict.fromkeys(CONDITIONS, 0.4)
         return Verdict(recalled, {}, {}, {}, {}, even, dict.fromkeys(CONDITIONS, 0.0))
 
-    apart = {"a": seen(0.6, 0.6), "b": seen(0.0, 0.0), "c": seen(0.0, 0.0)}
-    now = replace(seen(0.2, 0.2), apart=apart)
-    both = {"multi", "text"}
-    assert left_over(now, early=True, again=False) == both
-    assert left_over(now, early=False, again=False) == set()
-    assert left_over(now, early=True, again=True) == {"multi"}
-    assert left_over(now, early=False, again=True) == set()
-    now = replace(now, apart={"a": seen(0.3, 0.6), "b": seen(0.0, 0.6), "c": seen(0.0, 0.6)})
-    assert left_over(now, early=True, again=False) == both
-    assert left_over(now, early=False, again=False) == {"text"}
-    assert left_over(now, early=True, again=True) == set()
+    apart = {"a": seen(0.6, 0.3), "b": seen(0.0, 0.0), "c": seen(0.0, 0.0)}
+    now = replace(seen(0.2, 0.1), apart=apart)
+    assert left_over(now, 1.0) == {"multi", "text"}
+    assert left_over(now, POOR) == {"multi"}
+    assert left_over(now, 0.3) == set()
 
 
 def test_of_what_a_site_gives_each_part_keeps_what_forgets_it_best():
@@ -335,7 +329,7 @@ def test_of_what_a_site_gives_each_part_keeps_what_forgets_it_best():
         def edits(self, strengths):
             return [f for place in self.places.values() for f in place.found]
 
-        def _site(self, kept, key, fit, now, left, turn):
+        def _site(self, kept, key, fit, now, left):
             visits.append(key)
             for places in (self.places, self.shadow):
                 places.setdefault(key, Place(Fit(True, True), None, torch.arange(9), 1.0))
@@ -361,35 +355,41 @@ def test_of_what_a_site_gives_each_part_keeps_what_forgets_it_best():
         assert found == {"x": [0.5], "y": [0.9, 0.2]}
 
 
-def test_the_view_of_pictures_is_settled_once_a_difference_is_seen():
-    """Two detectors on the picture, one beside it; how much two forget changes in between."""
+def test_each_part_is_looked_at_in_the_view_that_forgets_more_of_it():
+    """Of x the picture's detectors forget more, of y and z hardly; z is not looked at."""
     place, shadow = (Place(Fit(True, True), None, torch.arange(40), 1.0) for _ in range(2))
-    two = 0.0
+    parts = {who: ("multi", who) for who in "xyz"}
+    mute = Found(parts["z"], "z", torch.ones(8), 0.4, torch.ones(5))
+    known = {"multi": {"x": 0.9, "y": 0.5, "z": 0.0}, PICTURE: {"x": 0.4, "y": 0.48, "z": 0.0}}
+    asked = []
+
+    def seek(looked, view):
+        asked.append((view, sorted(looked.parts)))
+        edge = {"multi": 0.3, PICTURE: 0.6}[view]
+        return [mute, *(replace(mute, part=part, edge=edge) for part in looked.parts.values())]
 
     def judge(edits, without, conditions):
         assert conditions == ["multi"]
-        new = len(edits["site"].rewire.index)
-        recalled, likelier = (1.0 - gain for gain in ((two, two / 2) if new == 2 else (0.0, 0.0)))
-        return Verdict({"multi": recalled}, {}, {}, {}, {}, {"multi": likelier}, {"multi": 0.1})
+        view = PICTURE if next(e for e in edits if e.part[1] == "x").edge > 0.5 else "multi"
+        each = {
+            who: Verdict({"multi": r}, {}, {}, {}, {}, {"multi": 0.4}, {"multi": 0.0})
+            for who, r in known[view].items()
+        }
+        return replace(each["x"], apart=each)
 
-    found = Found(("multi", "who"), "who", torch.ones(8), 0.4, torch.ones(5))
-    looked = Looked("multi", None, {}, 1)
+    class Plain(Chain):
+        def _of(self, places, strengths):
+            return places["site"].found
 
-    def viewed(of, turn=0):
-        seeker = SimpleNamespace(
-            place=of, seek=lambda _, view: [found] * {"multi": 1, PICTURE: 2}[view]
-        )
-        return len(chain._viewed(seeker, looked, "site", turn))
-
-    chain = Chain(SimpleNamespace(judge=judge), None, None, Bounds(), Erased(), {"site": place})
-    chain.strengths = {("multi", "who"): 1.0}
-    assert [viewed(place), viewed(shadow)] == [1, 1] and not chain.settled
-    two = 0.08  # of what is known, that is 0.09: no clear difference
-    assert [viewed(place), viewed(shadow)] == [1, 1] and not chain.settled
-    two = 0.5
-    assert [viewed(place), viewed(shadow)] == [2, 2] and chain.views == {"multi": PICTURE}
-    two = 0.0
-    assert [viewed(place), viewed(place, turn=1)] == [2, 1]  # settled; the other in a second turn
+    chain = Plain(SimpleNamespace(judge=judge), None, None, Bounds(), Erased(), {"site": place})
+    looked = Looked("multi", None, {who: parts[who] for who in "xy"}, 1)
+    for of in (place, shadow):
+        found = chain._viewed(SimpleNamespace(place=of, seek=seek), looked, "site")
+        assert {f.part[1]: f.edge for f in found} == {"z": 0.4, "x": 0.6, "y": 0.3}
+        assert len(found) == 3
+    assert chain.views == {parts["x"]: PICTURE, parts["y"]: "multi"}
+    both = ["x", "y"]
+    assert asked == [("multi", both), (PICTURE, both), ("multi", ["y"]), (PICTURE, ["x"])]
 
 
 def test_a_group_that_is_kept_too_does_not_hide_another():

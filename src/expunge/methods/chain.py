@@ -10,7 +10,7 @@ import torch
 from expunge.detectors import Background
 from expunge.methods.base import PICTURE, Evidence, Fit, Verdict
 from expunge.methods.erase import Erased
-from expunge.methods.search import Strengths, by_condition, finely, of_groups, said_share, unknown
+from expunge.methods.search import Part, Strengths, finely, of_groups, said_share
 from expunge.methods.seek import (
     ALL_KEPT,
     KEPT_SETS,
@@ -32,7 +32,6 @@ LEAPS = 8
 FIRST = 4
 PATIENCE = 2
 POOR = 0.5
-CLEARLY = 0.1
 HELPS = 0.03
 
 
@@ -48,9 +47,8 @@ class Chain:
         erased: What is taken out beforehand.
         places: Sites with what was found there.
         shadow: The same, found without the subjects that are put aside.
-        views: Condition -> the view whose positions are looked at: `multi` (beside the picture),
-            `picture` or `text`.
-        settled: Conditions whose view stays what it is.
+        views: Part -> the view at whose positions it was last looked at: `multi` (beside the
+            picture), `picture` or `text`.
         strengths: At which the chain is carried out while it goes on.
         kept: What enters the sites on all that is kept; read once for all runs where it fits.
     """
@@ -62,8 +60,7 @@ class Chain:
     erased: Erased
     places: dict[str, Place] = field(default_factory=dict)
     shadow: dict[str, Place] = field(default_factory=dict)
-    views: dict[str, str] = field(default_factory=dict)
-    settled: set[str] = field(default_factory=set)
+    views: dict[Part, str] = field(default_factory=dict)
     strengths: Strengths = field(default_factory=dict)
     kept: Kept | None = None
 
@@ -82,8 +79,9 @@ class Chain:
     def run(self, strengths: Strengths) -> None:
         """Go on until at these strengths everything is forgotten, or no site is left.
 
-        A second turn looks at the other view of pictures. What each place is for: see `left_over`.
-        A turn ends after `PATIENCE` sites of which nothing is kept.
+        Reading what enters a site costs much, and strengths do what little is left. So the first
+        `FIRST` sites are for anybody who is not forgotten, the others and a second turn for who is
+        known by half (`POOR`). A turn ends after `PATIENCE` sites of which nothing is kept.
         """
         access, judge = self.evidence.access, self.evidence.judge
         assert access is not None and judge is not None
@@ -96,16 +94,14 @@ class Chain:
         for turn in range(2):
             idle = 0
             for place, key in enumerate(kept.keys):
-                left = left_over(now, early=place < FIRST, again=turn > 0)
+                left = left_over(now, 1.0 if place < FIRST and not turn else POOR)
                 if not left or idle == PATIENCE:
                     break
                 before = now
-                now = self._best(kept, key, fits[key], now, left, turn)
+                now = self._best(kept, key, fits[key], now, left)
                 idle = 0 if now is not before else idle + 1
 
-    def _best(
-        self, kept: Kept, key: str, fit: Fit, now: Verdict, left: set[str], turn: int
-    ) -> Verdict:
+    def _best(self, kept: Kept, key: str, fit: Fit, now: Verdict, left: set[str]) -> Verdict:
         """Look through a site, and keep for each part what forgets it best, if by `HELPS` at least.
 
         What is written at a site can undo what a site before has done, so that more is not always
@@ -117,14 +113,13 @@ class Chain:
             fit: How new neurons can be put in there.
             now: The last verdict.
             left: Conditions to look through it for.
-            turn: 1 to look at the other view of pictures.
 
         Returns:
             The verdict on what is kept; `now`, where nothing is.
         """
         assert self.evidence.judge is not None
         tried = [(now, self._found_at(key))]
-        for verdict in self._site(kept, key, fit, now, left, turn):
+        for verdict in self._site(kept, key, fit, now, left):
             tried.append((verdict, self._found_at(key)))
         shares = [finely(verdict) for verdict, _ in tried]
         chosen = {part: best_of([each[part] for each in shares]) for part in shares[0]}
@@ -155,17 +150,16 @@ class Chain:
                 places[key].found = each
 
     def _site(
-        self, kept: Kept, key: str, fit: Fit, now: Verdict, left: set[str], turn: int
+        self, kept: Kept, key: str, fit: Fit, now: Verdict, left: set[str]
     ) -> Iterator[Verdict]:
         """Find detectors at one site, a few for each subject at a time while it is still known.
 
         Args:
-            kept: As in `_best`, like `key`, `fit` and `turn`.
+            kept: As in `_best`, like `key` and `fit`.
             key: The site.
             fit: How new neurons can be put in there.
             now: The last verdict.
             left: Conditions that are not forgotten yet; may change between verdicts.
-            turn: 1 to look at the other view of pictures.
 
         Yields:
             A verdict after every addition.
@@ -198,7 +192,7 @@ class Chain:
                     tokens = given[condition]
                     if tokens is not None and parts:
                         looked = Looked(condition, tokens, parts, number)
-                        seeker.place.found = self._viewed(seeker, looked, key, turn)
+                        seeker.place.found = self._viewed(seeker, looked, key)
             if same(were, self.places[key].found):
                 return
             now = judge(self.edits(self.strengths), [])
@@ -212,34 +206,39 @@ class Chain:
         others = {k: place for k, place in self.places.items() if k != key}
         return self._of(others, self.strengths)
 
-    def _viewed(self, seeker: Seeker, looked: Looked, key: str, turn: int) -> list[Found]:
-        """The detectors of a place and new ones for a condition, at positions of the better view.
+    def _viewed(self, seeker: Seeker, looked: Looked, key: str) -> list[Found]:
+        """The detectors of a place and new ones for a condition, each part's at its better view.
 
-        That is the first unless another clearly forgets more, by `CLEARLY`. Which one it is, is
-        asked with one's own detectors alone, until such a difference is seen.
+        Which view that is, is asked with one's own detectors alone (see `_better`).
         """
-        condition, choices = looked.condition, VIEWS[looked.condition]
-        asks = seeker.place is self.places[key] and not turn and len(choices) > 1
-        if asks and condition not in self.settled:
-            found = {view: seeker.seek(looked, view) for view in choices}
-            forgets = {view: self._forgets(key, each, looked) for view, each in found.items()}
-            best = max(choices, key=lambda v: forgets[v])
-            clear = forgets[best] > CLEARLY + min(forgets.values())
-            view = self.views[condition] = best if clear else choices[0]
-            if clear:
-                self.settled.add(condition)
-            return found[view]
-        view = self.views.setdefault(condition, choices[0])
-        view = view if not turn else next((v for v in choices if v != view), view)
-        return seeker.seek(looked, view)
+        asks = seeker.place is self.places[key]
+        first, *more = VIEWS[looked.condition]
+        found = {}
+        for view in (first, *more):
+            own = {s: part for s, part in looked.parts.items() if asks or self.views[part] == view}
+            found[view] = seeker.seek(replace(looked, parts=own), view)
+        parts = set(looked.parts.values())
+        if asks:
+            self.views |= self._better(key, found, looked) if more else dict.fromkeys(parts, first)
+        chosen = {part: self.views[part] for part in parts}
+        return [
+            f for view, each in found.items() for f in each if chosen.get(f.part, first) == view
+        ]
 
-    def _forgets(self, key: str, found: list[Found], looked: Looked) -> float:
-        """How much of a condition is forgotten with these detectors: see `unknown`."""
+    def _better(
+        self, key: str, found: Mapping[str, list[Found]], looked: Looked
+    ) -> dict[Part, str]:
+        """For each part the view whose detectors forget most; the first unless by `HELPS` more."""
         judge = self.evidence.judge
         assert judge is not None
-        tried = self.places | {key: replace(self.places[key], found=found)}
-        edits = self._of(tried, self.strengths)
-        return unknown(judge(edits, [], [looked.condition]))[looked.condition]
+        forgets = []
+        for each in found.values():
+            tried = self.places | {key: replace(self.places[key], found=each)}
+            edits = self._of(tried, self.strengths)
+            forgets.append(finely(judge(edits, [], [looked.condition])))
+        views = list(found)
+        parts = set(looked.parts.values())
+        return {part: views[best_of([f[part] for f in forgets])] for part in parts}
 
 
 def best_of(shares: Sequence[float]) -> int:
@@ -254,20 +253,9 @@ def worth(start: Verdict, now: Verdict) -> float:
     return said_share(start, now) * sum(shares) / len(shares) if shares else 0.0
 
 
-def left_over(now: Verdict, *, early: bool, again: bool) -> set[str]:
-    """Conditions that a site is looked through for.
-
-    Reading what enters a site costs much, and strengths do what little is left. So the first
-    `FIRST` sites are for anybody who is not forgotten, the others for what is known by half
-    (`POOR`) on average; a second turn is for pictures alone, and for who is known by half.
-    """
-    shares = of_groups(now)
-    if early:
-        enough = POOR if again else 1.0
-        left = {c for (c, _), share in shares.items() if share < enough}
-    else:
-        left = {c for c, share in by_condition(shares).items() if share < POOR}
-    return left & {"multi"} if again else left
+def left_over(now: Verdict, enough: float) -> set[str]:
+    """Conditions under which somebody is forgotten by less than `enough` (1 is everything)."""
+    return {c for (c, _), share in of_groups(now).items() if share < enough}
 
 
 def same(some: Sequence[Found], others: Sequence[Found]) -> bool:

@@ -24,6 +24,7 @@ by the model itself (see `augment`): one or two questions do not show what it do
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -76,7 +77,7 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     chain.run(full)
     notes: dict[str, Any] = {
         "erased": erased.notes,
-        "views": chain.views,
+        "views": viewed(chain),
         "asked": asked(evidence),
         "held": {"positions": chain.bounds.positions, "sites": chain.bounds.sites},
     }
@@ -157,6 +158,12 @@ def asked(evidence: Evidence) -> dict[str, int]:
     """By condition, how many questions the forget set lacked and the model answered itself."""
     assert evidence.access is not None
     return {c: len(evidence.access.owners(ASKED_SET, c)) for c in CONDITIONS}
+
+
+def viewed(chain: Chain) -> dict[str, dict[str, int]]:
+    """By condition, how many groups of subjects were last looked at in each view."""
+    found = {c: Counter(v for (k, _), v in chain.views.items() if k == c) for c in CONDITIONS}
+    return {condition: dict(number) for condition, number in found.items() if number}
 
 
 METHOD = Method(
