@@ -160,10 +160,9 @@ def test_what_is_only_just_forgotten_is_made_stronger_inside_the_limit():
         steps = [search.Step.of(first, start, judge(first), pace)]
         return search.further(judge, start, keep, steps, pace, steps[0]), steps
 
-    more, steps = further(chosen, 0.8)
-    assert more == {parts[0]: pytest.approx(0.5 * math.sqrt(2)), parts[1]: 2.0} and len(steps) == 2
-    more, steps = further(chosen, 0.92)  # 0.91 would be left
-    assert more == chosen and len(steps) == 2
+    for keep, barely, tried in ((0.8, 1.0, 2), (0.9, math.sqrt(0.5), 3), (0.92, 0.5, 3)):
+        more, steps = further(chosen, keep)  # of 1.0 0.88 would be left, of 0.71 0.91
+        assert more == {parts[0]: pytest.approx(barely), parts[1]: 2.0} and len(steps) == tried
     more, steps = further(dict.fromkeys(parts, 2.0), 0.5)  # both are clear
     assert more == dict.fromkeys(parts, 2.0) and len(steps) == 1
 

@@ -11,7 +11,7 @@ from expunge.methods.base import Verdict
 
 FACTOR = 2.0
 BEHIND = 0.25
-FURTHER = math.sqrt(2)
+FURTHER = (2.0, math.sqrt(2))
 GUESSED = 0.02
 UNEVEN = 0.065
 ERRORS = 0.6
@@ -129,21 +129,20 @@ def further(
     pace: Pace,
     chosen: Step,
 ) -> Strengths:
-    """The choice with all that is only just forgotten made stronger by `FURTHER`.
+    """The choice with all that is only just forgotten made stronger inside the limit.
 
-    Questions that nobody asked during the search are a little behind those that were asked. Left as
-    they are: parts of which strangers' answers are the likelier by a standard error, since to know
-    less than nothing gives somebody away; and everything, where this goes over the limit. What is
-    taken besides is as in `search`, but the choice is a candidate.
+    By the first of `FURTHER` that stays in it; by none, if all go over. Questions that nobody asked
+    during the search are a little behind those that were asked. Left as they are: parts of which
+    strangers' answers are the likelier by a standard error, since to know less than nothing gives
+    somebody away. What is taken besides is as in `search`, but the choice is a candidate.
     """
-    more = {
-        part: s if clearly(chosen.verdict, part) else s * FURTHER
-        for part, s in chosen.strengths.items()
-    }
-    if more == chosen.strengths:
-        return chosen.strengths
-    steps.append(Step.of(more, start, judge(more), pace))
-    return more if steps[-1].kept >= keep else chosen.strengths
+    barely = {part for part in chosen.strengths if not clearly(chosen.verdict, part)}
+    for factor in FURTHER if barely else ():
+        more = {p: s * factor if p in barely else s for p, s in chosen.strengths.items()}
+        steps.append(Step.of(more, start, judge(more), pace))
+        if steps[-1].kept >= keep:
+            return more
+    return chosen.strengths
 
 
 def clearly(now: Verdict, part: Part) -> bool:
