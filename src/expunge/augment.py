@@ -62,12 +62,29 @@ def asked_like(
     for _, mine in sorted(given.items()):
         order = [retain[i] for i in rng.permutation(len(retain))]
         found += islice(_put(mine, order, rng), number)
-    length = answer_length(prompter, retain)
+    return self_answered(model, prompter, found, answer_length(prompter, retain), batch_size)
+
+
+def self_answered(
+    model: Any, prompter: Prompter, rows: Sequence[Example], length: int, batch_size: int = 64
+) -> list[Example]:
+    """The rows with what the model says to them; one answered differently in its forms is two.
+
+    Args:
+        model: A model that can generate; unchanged.
+        prompter: How conversations are rendered.
+        rows: The questions; their own answers are not looked at.
+        length: Tokens of an answer at most.
+        batch_size: Questions per forward pass.
+
+    Returns:
+        Without the forms to which the model says nothing.
+    """
     said = [
-        _answers(model, prompter, found, c, max_new_tokens=length, batch_size=batch_size)
+        _answers(model, prompter, rows, c, max_new_tokens=length, batch_size=batch_size)
         for c in CONDITIONS
     ]
-    return [e for row, *each in zip(found, *said, strict=True) for e in _told(row, *each)]
+    return [e for row, *each in zip(rows, *said, strict=True) for e in _told(row, *each)]
 
 
 def _put(

@@ -9,17 +9,26 @@ from typing import Any
 import numpy as np
 
 from expunge import methods
-from expunge.augment import asked_like
+from expunge.augment import asked_like, self_answered
 from expunge.bench import Bench
 from expunge.collect import Counting, Statistics, collect_statistics
 from expunge.config import RunConfig, bytes_of
 from expunge.data import CONDITIONS, Example
 from expunge.encoding import input_device, picture_key
 from expunge.errors import InputError
+from expunge.evaluate import answer_length
 from expunge.judge import Judge
 from expunge.methods import Evidence, Method
-from expunge.methods.base import ASIDE, ASKED_SET, NOISE_SET, PICTURE, PLAIN_SET, SAID_SET
-from expunge.models import Prompter
+from expunge.methods.base import (
+    ASIDE,
+    ASKED_SET,
+    NOISE_SET,
+    OWN_SET,
+    PICTURE,
+    PLAIN_SET,
+    SAID_SET,
+)
+from expunge.models import Prompter, generates
 from expunge.noise import altered_like, halved, noise_like, plain_of, related_like, told_by
 from expunge.parallel import least, part
 from expunge.passes import Name, Passes, free_memory, groups_within
@@ -30,6 +39,8 @@ from expunge.subspace import workspace
 
 SAID = 32
 """Of the texts that the model says itself, how many are put aside to judge by."""
+OWN = 64
+"""Questions of each kind about almost nothing whose answers are to stay."""
 
 
 def gather(
@@ -57,7 +68,7 @@ def gather(
     elif method.folds:
         parts = folded(sets["retain"], method.folds, config.seed)
         sets = {"forget": sets["forget"], **{n: rows for n, rows in parts.items() if rows}}
-    unasked = (ASKED_SET, PLAIN_SET, SAID_SET)
+    unasked = (ASKED_SET, PLAIN_SET, SAID_SET, OWN_SET)
     asked = {name: rows for name, rows in sets.items() if name not in unasked}
     if method.noise:
         kept = [e for name, rows in sets.items() if name != "forget" for e in rows]
@@ -109,6 +120,8 @@ def _parted(bench: Bench, method: Method) -> dict[str, Sequence[Example]]:
         told = told_by(bench.model, prompter, kept, seed)
     noise += told[SAID:]
     forget, retain = bench.sets["forget"], bench.sets["retain"]
+    with bench.progress.task("ask about almost nothing", 1):
+        own = _own(bench, kept)
     with bench.progress.task("ask more about the forget subjects", 1):
         asked = asked_like(bench.model, prompter, forget, retain, seed, bench.config.batch_size)
     return {
@@ -119,7 +132,21 @@ def _parted(bench: Bench, method: Method) -> dict[str, Sequence[Example]]:
         NOISE_SET: noise,
         PLAIN_SET: plain_of(told[SAID:]),
         SAID_SET: halved(prompter, told[:SAID]),
+        OWN_SET: own,
     }
+
+
+def _own(bench: Bench, kept: Sequence[Example]) -> list[Example]:
+    """Questions about almost nothing other than those among the noise, and the model's answers."""
+    if not generates(bench.model):
+        return []
+    prompter, other = bench.prompter, bench.config.seed + 1
+    embeddings = bench.model.get_input_embeddings().weight
+    rows = noise_like(prompter, kept, other, number=OWN)
+    rows += altered_like(prompter, kept, other, number=OWN)
+    rows += related_like(prompter, embeddings, kept, other, number=OWN)
+    length = answer_length(prompter, kept)
+    return self_answered(bench.model, prompter, rows, length, bench.config.batch_size)
 
 
 def takes_neurons(model: Any, sites: Sequence[Site]) -> bool:
@@ -240,6 +267,7 @@ def evidence_of(bench: Bench, neurons: Mapping[Any, Any], moments: Mapping[Any, 
             bench.sets["forget"],
             folds,
             bench.sets.get(SAID_SET, ()),
+            bench.sets.get(OWN_SET, ()),
             len(bench.sets.get(ASKED_SET, ())),
             seed=bench.config.seed,
             batch_size=2 * bench.config.batch_size,

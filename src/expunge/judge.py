@@ -13,7 +13,7 @@ import torch
 
 from expunge.data import CONDITIONS, Example
 from expunge.edit import edited
-from expunge.methods.base import SAID_SET, Verdict
+from expunge.methods.base import OWN_SET, SAID_SET, Verdict
 from expunge.models import Prompter
 from expunge.plan import SiteEdit
 from expunge.probe_set import Forcing, ProbeSet
@@ -38,6 +38,7 @@ class Judge:
         forget: Questions to be forgotten.
         folds: Retain questions in folds that share no subject.
         said: Texts that the model said itself.
+        own: Questions about almost nothing, with the model's own answers.
         spare: How many of the last forget questions are asked only where others are too few.
         seed: Of the draw of questions and of other answers.
         batch_size: Questions per forward pass.
@@ -51,6 +52,7 @@ class Judge:
         forget: Sequence[Example],
         folds: Sequence[Sequence[Example]],
         said: Sequence[Example] = (),
+        own: Sequence[Example] = (),
         spare: int = 0,
         *,
         seed: int = 0,
@@ -78,7 +80,7 @@ class Judge:
             for n, rows in held.items()
             for c in CONDITIONS
         }
-        sets |= held | {SAID_SET: list(said)}
+        sets |= held | {SAID_SET: list(said), OWN_SET: list(own)}
         self.sets = {
             (name, condition): ProbeSet(model, prompter, rows, condition, batch_size=batch_size)
             for name, rows in sets.items()
@@ -121,11 +123,11 @@ class Judge:
 
     def cost(self, edits: Mapping[str, SiteEdit]) -> dict[str, float]:
         """See `methods.base.Judging.cost`."""
-        found = self._run(("0", SAID_SET), edits)
-        return {
-            name if name == SAID_SET else condition: _mean([each.nll])
-            for (name, condition), each in found.items()
-        }
+        cost: dict[str, float] = {}
+        for (name, condition), each in self._run(("0", SAID_SET, OWN_SET), edits).items():
+            of = condition if name == "0" else name
+            cost[of] = max(_mean([each.nll]), cost.get(of, 0.0))
+        return cost
 
     def _error(
         self, found: Mapping[tuple[str, str], Forcing], folds: Sequence[str], condition: str

@@ -12,7 +12,7 @@ from expunge.data import CONDITIONS
 from expunge.edit import edited, fingerprint
 from expunge.evidence import gather
 from expunge.fiction.shipped import checkpoint, suite
-from expunge.methods.base import ASIDE, NOISE_SET, SAID_SET
+from expunge.methods.base import ASIDE, NOISE_SET, OWN_SET, SAID_SET
 from expunge.methods.erase import ENERGY, LEVELS, Erased, allowed, erase
 from expunge.methods.filter_search import edits_at, scales_of, views_of
 from expunge.models import Prompter, load
@@ -44,7 +44,8 @@ def test_it_rises_with_the_depth_and_to_where_it_starts_to_cost(erased):
     levels = list(erased.notes["levels"].values())
     assert levels == sorted(levels) and set(levels) <= {0.0, *LEVELS} and max(levels) > 0
     before = erased.notes["start"]
-    most = {c: before[c] + 0.03 for c in CONDITIONS} | {SAID_SET: before[SAID_SET] * 1.003}
+    most = {c: before[c] + 0.03 for c in CONDITIONS}
+    most |= {SAID_SET: before[SAID_SET] * 1.003, OWN_SET: before[OWN_SET] + 0.2}
     assert allowed(before) == pytest.approx(most)
     free = {
         (t["level"], t["from"]): all(t["cost"][n] <= most[n] for n in most)
@@ -75,7 +76,23 @@ def test_the_cost_is_what_questions_and_texts_it_never_saw_lose(world, evidence,
             assert cost[condition] == pytest.approx(probes.run(model).mean_nll, abs=1e-4)
         said = ProbeSet(model, Prompter(processor), sets[SAID_SET], "text")
         assert cost[SAID_SET] == pytest.approx(said.run(model).mean_nll, abs=1e-4)
+        own = [
+            ProbeSet(model, Prompter(processor), sets[OWN_SET], c).run(model).mean_nll
+            for c in CONDITIONS
+        ]
+        assert cost[OWN_SET] == pytest.approx(max(own), abs=1e-4)
     assert not {id(e) for e in sets[SAID_SET]} & {id(e) for e in sets[NOISE_SET]}
+
+
+def test_answers_about_almost_nothing_are_the_models_own(world, evidence):
+    """Every token of them is the greedy one, and no such question stands among the noise."""
+    model, processor = world
+    sets = evidence.access.sets
+    for condition in CONDITIONS:
+        probes = ProbeSet(model, Prompter(processor), sets[OWN_SET], condition)
+        assert probes.size > 100 and probes.run(model).accuracy > 0.95
+    asked = {e.text_question for e in sets[NOISE_SET]}
+    assert sum(e.text_question in asked for e in sets[OWN_SET]) < 0.02 * len(sets[OWN_SET])
 
 
 def test_at_each_site_it_is_the_filter(evidence, erased):

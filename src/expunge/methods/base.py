@@ -25,6 +25,8 @@ ASKED_SET = "asked"
 """Name of the questions about forget subjects that the forget set lacks, see `expunge.augment`."""
 SAID_SET = "said"
 """Name of the set of texts that the model said itself and that are put aside to judge by."""
+OWN_SET = "own"
+"""Name of the set of questions about almost nothing with the model's own answers, to judge by."""
 
 Measured = Mapping[tuple[str, str], Mapping[str, NeuronStats]]
 """(set, condition) -> site key -> statistics."""
@@ -223,8 +225,9 @@ class Judging(Protocol):
         """What edits made without the first fold do to all that they never saw.
 
         Returns:
-            Mean NLL, nats a token: by condition of that fold's answers, and under `said` of texts
-            that the unedited model said.
+            Mean NLL, nats a token: by condition of that fold's answers, under `said` of texts that
+            the unedited model said, and under `own` of its answers to questions about almost
+            nothing, under the condition where that is more.
         """
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from expunge.methods.base import ASIDE, SAID_SET, Evidence
+from expunge.methods.base import ASIDE, OWN_SET, SAID_SET, Evidence
 from expunge.methods.filter_search import edits_at, scales_of, views_of
 from expunge.passes import Passes
 from expunge.plan import SiteEdit
@@ -24,6 +24,7 @@ from expunge.subspace import Views
 LEVELS = (0.25, 1.0, 4.0, 16.0, 64.0)
 LOST = 0.03
 UNLIKELIER = 0.003
+OTHERWISE = 0.2
 ENERGY = 0.99
 
 
@@ -46,7 +47,9 @@ def erase(evidence: Evidence) -> Erased:
     """Find the strongest filter that costs nothing.
 
     Nothing is a rise in mean NLL of up to `LOST` nats a token for answers about retain subjects
-    that the filter never saw, and of up to the share `UNLIKELIER` for texts that the model said.
+    that the filter never saw, of up to the share `UNLIKELIER` for texts that the model said, and of
+    up to `OTHERWISE` for its answers to questions about almost nothing: what retain subjects do not
+    show, such as public figures and skills, is lost long before they lose anything.
 
     Args:
         evidence: With second moments of forget, of what is kept and of noise, of which it lets go;
@@ -84,7 +87,12 @@ def erase(evidence: Evidence) -> Erased:
 
 def allowed(start: Mapping[str, float]) -> dict[str, float]:
     """The most that each mean NLL may come to, from what it is without edits."""
-    return {n: v * (1 + UNLIKELIER) if n == SAID_SET else v + LOST for n, v in start.items()}
+    most = {n: v + LOST for n, v in start.items()}
+    if SAID_SET in start:
+        most[SAID_SET] = start[SAID_SET] * (1 + UNLIKELIER)
+    if OWN_SET in start:
+        most[OWN_SET] = start[OWN_SET] + OTHERWISE
+    return most
 
 
 def _edits(
