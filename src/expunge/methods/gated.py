@@ -15,8 +15,8 @@ How loud new neurons are is one strength for each condition and subject, found b
 costs is asked of retain subjects that were put aside, under detectors found without them, and of
 texts that the model said by itself; those of the plan are found with them. Where less than `NEARLY`
 everything is forgotten at strength 1 or inside the limit on what is lost, more detectors are looked
-for at the strengths reached, and the search is done again, now up to strengths over 1. Forward
-passes are all it takes.
+for at the strengths reached, and the search is done again, now up to strengths over 1; in `ROUNDS`
+at most. Forward passes are all it takes.
 
 The forget questions are those given and more of the kind that retain subjects are asked, answered
 by the model itself (see `augment`): one or two questions do not show what it does at the others.
@@ -52,6 +52,7 @@ from expunge.plan import SiteEdit
 
 FULL = 1.0
 NEARLY = 0.95
+ROUNDS = 3
 PACE = Pace(
     0.25,
     rises=3,
@@ -89,11 +90,13 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
         given: Strengths = dict.fromkeys(full, config.strength)
         chain.run(given)
         return Outcome(chain.edits(given), {}, notes)
-    first = searched(chain, config.keep, PACE)
-    best = first
-    if first.reached is not None and first.order < NEARLY:
-        chain.run(first.reached.strengths)
-        best = max(first, searched(chain, config.keep, LOUDER), key=lambda s: s.order)
+    best = last = searched(chain, config.keep, PACE)
+    for _ in range(ROUNDS - 1):
+        if last.reached is None or best.order >= NEARLY:
+            break
+        chain.run(last.reached.strengths)
+        last = searched(chain, config.keep, LOUDER)
+        best = max(best, last, key=lambda s: s.order)
     return Outcome(best.edits, {}, notes | {"search": best.told})
 
 
