@@ -23,6 +23,7 @@ from expunge.ends import end_directions
 from expunge.errors import InputError
 from expunge.evaluate import ask
 from expunge.fiction.shipped import checkpoint, suite
+from expunge.methods import gated
 from expunge.methods.base import PICTURE, Fit, Tokens, Verdict
 from expunge.methods.chain import POOR, Chain, leaps, left_over
 from expunge.methods.erase import Erased
@@ -353,6 +354,41 @@ def test_of_what_a_site_gives_each_part_keeps_what_forgets_it_best():
         assert not places["b"].found and not places["c"].found
         found = {who: [f.recalls for f in places["a"].found if f.part[1] == who] for who in "xy"}
         assert found == {"x": [0.5], "y": [0.9, 0.2]}
+
+
+@pytest.mark.parametrize(
+    ("orders", "asked", "taken"),
+    [([0.97, 0.99], 1, 0.97), ([0.5, 0.96, 0.99], 2, 0.96), ([0.5, 0.4, 0.6, 0.9], 3, 0.6)],
+)
+def test_rounds_go_on_until_enough_is_forgotten_and_the_best_is_taken(
+    monkeypatch, orders, asked, taken
+):
+    runs, left = [], list(orders)
+
+    class Scripted(SimpleNamespace):
+        def run(self, strengths):
+            runs.append(dict(strengths))
+
+    def searched(chain, keep, pace):
+        order = left.pop(0)
+        step = SimpleNamespace(least=order, strengths={("multi", ""): order})
+        return gated.Searched({"site": order}, step, {})
+
+    bounds = SimpleNamespace(positions=1, sites=1)
+    places = {"site": SimpleNamespace(found=[1])}
+    chain = Scripted(views={}, places=places, bounds=bounds)
+    monkeypatch.setattr(gated, "Chain", lambda *_: chain)
+    monkeypatch.setattr(gated, "erase", lambda _: Erased())
+    monkeypatch.setattr(gated, "searched", searched)
+    evidence = SimpleNamespace(
+        judge=lambda *_: Verdict({"multi": 1.0}, {}, {}, {}, {}),
+        weight=lambda _: torch.zeros(1, 1),
+        sites=[SimpleNamespace(key="site")],
+        access=SimpleNamespace(owners=lambda *_: []),
+    )
+    outcome = gated.decide(evidence, RunConfig())
+    assert len(orders) - len(left) == asked and outcome.edits == {"site": taken}
+    assert runs[1:] == [{("multi", ""): order} for order in orders[: asked - 1]]
 
 
 def test_each_part_is_looked_at_in_the_view_that_forgets_more_of_it():
