@@ -51,14 +51,14 @@ def test_it_rises_with_the_depth_and_to_where_it_starts_to_cost(erased):
         (t["level"], t["from"]): all(t["cost"][n] <= most[n] for n in most)
         for t in erased.notes["tried"]
     }
-    keys = list(erased.notes["levels"])
-    for level in LEVELS:
-        first = next((k for k, found in erased.notes["levels"].items() if found >= level), None)
-        if first is not None:
-            assert free[level, first]
-        before = keys[(keys.index(first) if first else len(keys)) - 1]
-        if (level, before) in free and before != first:
-            assert not free[level, before]
+    keys, end = list(erased.notes["levels"]), len(levels)
+    for level in reversed(LEVELS):
+        begin = sum(found < level for found in levels)
+        if begin < end:
+            assert free[level, keys[begin]]
+        if begin and (level, keys[begin - 1]) in free:
+            assert not free[level, keys[begin - 1]]
+        end = begin
 
 
 def test_the_cost_is_what_questions_and_texts_it_never_saw_lose(world, evidence, erased):

@@ -3,9 +3,9 @@
 What a detector hides is still there, and a little training finds the way round it. A linear edit
 removes it, but from everybody in proportion. How much of it is paid for depends on the site: in one
 model the last sites can lose all of it without anybody noticing, in another every site only a
-little. So the filter's strength rises by levels, and at every level with it the first site that
-takes part, as long as neither retain subjects it never saw nor texts that the model said itself
-become less likely.
+little. So level after level, from the strongest, the first site is looked for from which on those
+that have none yet can have it, as long as neither retain subjects that the filter never saw nor
+what the model said itself become less likely.
 """
 
 from __future__ import annotations
@@ -68,18 +68,19 @@ def erase(evidence: Evidence) -> Erased:
     tried: list[dict[str, Any]] = []
     scales = scales_of(both[0]) if chosen else {}
     keys = list(chosen)
+    end = len(keys)
 
     def free(first: int) -> bool:
-        """Whether the present level costs nothing from a site on."""
-        levels = chosen | dict.fromkeys(keys[first:], level)
+        """Whether the present level costs nothing from a site on, up to those that have one."""
+        levels = chosen | dict.fromkeys(keys[first:end], level)
         cost = judge.cost(_edits(evidence, both[1], scales, levels))
         tried.append({"level": level, "from": keys[first], "cost": dict(cost)})
         return all(cost[name] <= most for name, most in allowed(start).items())
 
-    begin = 0
-    for level in LEVELS:
-        begin = bisect_left(range(len(keys)), True, lo=begin, key=free)
-        chosen |= dict.fromkeys(keys[begin:], level)
+    for level in reversed(LEVELS):
+        begin = bisect_left(range(end), True, key=free)
+        chosen |= dict.fromkeys(keys[begin:end], level)
+        end = begin
     notes = {"start": dict(start), "levels": chosen, "tried": tried}
     final, shadow = (_edits(evidence, views, scales, chosen) for views in both)
     return Erased(final, shadow, notes)
