@@ -74,8 +74,9 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     bare = judge(erased.edits, [])
     start = replace(start, said=bare.said)  # what taking out costs has its own limit: see `erase`
     chain = Chain(evidence, start, bare, Bounds.within(config.memory, hidden), erased)
-    full: Strengths = dict.fromkeys(of_groups(start), FULL)
-    chain.run(full)
+    given = config.strength
+    strengths: Strengths = dict.fromkeys(of_groups(start), FULL if given is None else given)
+    chain.run(strengths)
     notes: dict[str, Any] = {
         "erased": erased.notes,
         "views": viewed(chain),
@@ -86,10 +87,8 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
         if min(unknown(bare).values(), default=0.0) >= 1:
             return Outcome(erased.edits, {}, notes)
         return without_detectors(evidence, config)
-    if config.strength is not None:
-        given: Strengths = dict.fromkeys(full, config.strength)
-        chain.run(given)
-        return Outcome(chain.edits(given), {}, notes)
+    if given is not None:
+        return Outcome(chain.edits(strengths), {}, notes)
     best = last = searched(chain, config.keep, PACE)
     for _ in range(ROUNDS - 1):
         if last.reached is None or best.order >= NEARLY:
