@@ -58,8 +58,8 @@ def questions():
 
 @pytest.fixture(scope="module")
 def plan(world, questions):
-    """Of one round, which is quicker."""
-    with pytest.MonkeyPatch.context() as patch:
+    """Of one round and with little noise, which is quicker."""
+    with little_noise(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(gated, "ROUNDS", 1)
         return make_plan(*world, questions["forget"], questions["retain"])
 
