@@ -113,9 +113,7 @@ def _parted(bench: Bench, method: Method) -> dict[str, Sequence[Example]]:
     aside, *rest = parts.values()
     kept = [e for rows in rest for e in rows] or aside
     seed, prompter = bench.config.seed, bench.prompter
-    embeddings = bench.model.get_input_embeddings().weight
-    noise = noise_like(prompter, kept, seed) + altered_like(prompter, kept, seed)
-    noise += related_like(prompter, embeddings, kept, seed)
+    noise = _almost_nothing(bench, kept, seed)
     with bench.progress.task("sample text", 1):
         told = told_by(bench.model, prompter, kept, seed)
     noise += told[SAID:]
@@ -140,13 +138,18 @@ def _own(bench: Bench, kept: Sequence[Example]) -> list[Example]:
     """Questions about almost nothing other than those among the noise, and the model's answers."""
     if not generates(bench.model):
         return []
-    prompter, other = bench.prompter, bench.config.seed + 1
-    embeddings = bench.model.get_input_embeddings().weight
-    rows = noise_like(prompter, kept, other, number=OWN)
-    rows += altered_like(prompter, kept, other, number=OWN)
-    rows += related_like(prompter, embeddings, kept, other, number=OWN)
-    length = answer_length(prompter, kept)
-    return self_answered(bench.model, prompter, rows, length, bench.config.batch_size)
+    rows = _almost_nothing(bench, kept, bench.config.seed + 1, number=OWN)
+    length = answer_length(bench.prompter, kept)
+    return self_answered(bench.model, bench.prompter, rows, length, bench.config.batch_size)
+
+
+def _almost_nothing(
+    bench: Bench, kept: Sequence[Example], seed: int, **number: int
+) -> list[Example]:
+    """Questions about nothing and about almost nothing; `number` of each kind, if given."""
+    prompter, embeddings = bench.prompter, bench.model.get_input_embeddings().weight
+    rows = noise_like(prompter, kept, seed, **number) + altered_like(prompter, kept, seed, **number)
+    return rows + related_like(prompter, embeddings, kept, seed, **number)
 
 
 def takes_neurons(model: Any, sites: Sequence[Site]) -> bool:

@@ -380,6 +380,9 @@ def test_rounds_go_on_until_enough_is_forgotten_and_the_best_is_taken(
         def run(self, strengths):
             runs.append(dict(strengths))
 
+    def made(evidence, *_):
+        return Scripted(evidence=evidence, erased=Erased(), views={}, places=places, bounds=bounds)
+
     def searched(chain, keep, pace):
         order = left.pop(0)
         step = SimpleNamespace(least=order, strengths={("multi", ""): order})
@@ -387,8 +390,7 @@ def test_rounds_go_on_until_enough_is_forgotten_and_the_best_is_taken(
 
     bounds = SimpleNamespace(positions=1, sites=1)
     places = {"site": SimpleNamespace(found=[1])}
-    chain = Scripted(views={}, places=places, bounds=bounds)
-    monkeypatch.setattr(gated, "Chain", lambda *_: chain)
+    monkeypatch.setattr(gated, "Chain", made)
     monkeypatch.setattr(gated, "erase", lambda _: Erased())
     monkeypatch.setattr(gated, "searched", searched)
     evidence = SimpleNamespace(

@@ -88,12 +88,8 @@ def erase(evidence: Evidence) -> Erased:
 
 def allowed(start: Mapping[str, float]) -> dict[str, float]:
     """The most that each mean NLL may come to, from what it is without edits."""
-    most = {n: v + LOST for n, v in start.items()}
-    if SAID_SET in start:
-        most[SAID_SET] = start[SAID_SET] * (1 + UNLIKELIER)
-    if OWN_SET in start:
-        most[OWN_SET] = start[OWN_SET] + OTHERWISE
-    return most
+    rises = {SAID_SET: UNLIKELIER * start.get(SAID_SET, 0.0), OWN_SET: OTHERWISE}
+    return {name: nll + rises.get(name, LOST) for name, nll in start.items()}
 
 
 def _edits(

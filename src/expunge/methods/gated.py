@@ -77,18 +77,12 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     given = config.strength
     strengths: Strengths = dict.fromkeys(of_groups(start), FULL if given is None else given)
     chain.run(strengths)
-    notes: dict[str, Any] = {
-        "erased": erased.notes,
-        "views": viewed(chain),
-        "asked": asked(evidence),
-        "held": {"positions": chain.bounds.positions, "sites": chain.bounds.sites},
-    }
     if not any(place.found for place in chain.places.values()):
         if min(unknown(bare).values(), default=0.0) >= 1:
-            return Outcome(erased.edits, {}, notes)
+            return Outcome(erased.edits, {}, noted(chain))
         return without_detectors(evidence, config)
     if given is not None:
-        return Outcome(chain.edits(strengths), {}, notes)
+        return Outcome(chain.edits(strengths), {}, noted(chain))
     best = last = searched(chain, config.keep, PACE)
     for _ in range(ROUNDS - 1):
         if last.reached is None or best.order >= NEARLY:
@@ -96,7 +90,7 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
         chain.run(last.reached.strengths)
         last = searched(chain, config.keep, LOUDER)
         best = max(best, last, key=lambda s: s.order)
-    return Outcome(best.edits, {}, notes | {"search": best.told})
+    return Outcome(best.edits, {}, noted(chain) | {"search": best.told})
 
 
 def without_detectors(evidence: Evidence, config: RunConfig) -> Outcome:
@@ -160,6 +154,16 @@ def asked(evidence: Evidence) -> dict[str, int]:
     """By condition, how many questions the forget set lacked and the model answered itself."""
     assert evidence.access is not None
     return {c: len(evidence.access.owners(ASKED_SET, c)) for c in CONDITIONS}
+
+
+def noted(chain: Chain) -> dict[str, Any]:
+    """What a plan says of how its detectors were found."""
+    return {
+        "erased": chain.erased.notes,
+        "views": viewed(chain),
+        "asked": asked(chain.evidence),
+        "held": {"positions": chain.bounds.positions, "sites": chain.bounds.sites},
+    }
 
 
 def viewed(chain: Chain) -> dict[str, dict[str, int]]:
