@@ -148,10 +148,13 @@ def _clear_mean(found: Tensor, scores: Tensor) -> Tensor:
 def _solve(background: Background, weights: Tensor, means: Tensor) -> Tensor:
     """The minimisers [groups, width] for given weights [groups, n] of the kept inputs."""
     most = min(HARD, int((weights > 0).sum(1).max()))
-    c, hard = weights.topk(most, dim=1, sorted=False)  # of weight 0 where a group has fewer
-    x = background.kept[hard]
-    pull = NEAR * (background.mean + (c[:, None] @ x)[:, 0])
-    near, toward = _solved(x, c, torch.stack([pull, means], 2)).unbind(2)
+    if most:
+        c, hard = weights.topk(most, dim=1, sorted=False)  # of weight 0 where a group has fewer
+        x = background.kept[hard]
+        pull = NEAR * (background.mean + (c[:, None] @ x)[:, 0])
+        near, toward = _solved(x, c, torch.stack([pull, means], 2)).unbind(2)
+    else:
+        near, toward = (NEAR * background.mean).expand_as(means), means
     short = 1 - (means * near).sum(1, keepdim=True)
     return near + short / (means * toward).sum(1, keepdim=True).clamp_min(1e-12) * toward
 

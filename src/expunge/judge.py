@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,20 +60,16 @@ class Judge:
         batch_size: int = 64,
     ) -> None:
         self.model, self.sites = model, sites
+        self.probes = partial(ProbeSet, model, prompter, batch_size=batch_size)
         rng = np.random.default_rng([seed, 5])
         subjects = {e.subject for e in forget}
         number = min(max(FORGET, EACH * len(subjects)), MOST_ASKED)
-        self.asked = asked = drawn(forget, number, rng, spare)
+        asked = drawn(forget, number, rng, spare)
         self.groups = grouped(subjects, asked)
         others = [e for fold in folds for e in fold]
-        strange = {i: s for i, e in enumerate(asked) if (s := with_other_answers(e, others, rng))}
-        self.guesses = {c: [guess_rate(e, others) for e in asked if e.has(c)] for c in CONDITIONS}
-        strangers = [s for each in strange.values() for s in each]
-        sets = {"forget": [*asked, *strangers]}  # together, since they share their questions
-        self.paired = {
-            c: _pairs([e.has(c) for e in asked], [(i, len(s)) for i, s in strange.items()])
-            for c in CONDITIONS
-        }
+        strange = [with_other_answers(e, others, rng) for e in asked]
+        guesses = [guess_rate(e, others) for e in asked]
+        self.forget = Questions(asked, strange, guesses)
         each = math.ceil(HELD_OUT / max(len(folds), 1))
         held = {str(i): drawn(fold, each, rng) for i, fold in enumerate(folds)}
         self.owners = {
@@ -80,18 +77,14 @@ class Judge:
             for n, rows in held.items()
             for c in CONDITIONS
         }
-        sets |= held | {SAID_SET: list(said), OWN_SET: list(own)}
-        self.sets = {
-            (name, condition): ProbeSet(model, prompter, rows, condition, batch_size=batch_size)
-            for name, rows in sets.items()
-            for condition in CONDITIONS
-        }
+        sets = held | {SAID_SET: list(said), OWN_SET: list(own)}
+        self.sets = {(n, c): self.probes(rows, c) for n, rows in sets.items() for c in CONDITIONS}
+        everybody = frozenset(self.groups.values())
+        self.whole = {c: self._encoded(c, everybody) for c in CONDITIONS}
+        self.some: dict[str, Asked] = {}
 
     def __call__(
-        self,
-        edits: Mapping[str, SiteEdit],
-        without: Sequence[Mapping[str, SiteEdit]],
-        conditions: Collection[str] = CONDITIONS,
+        self, edits: Mapping[str, SiteEdit], without: Sequence[Mapping[str, SiteEdit]]
     ) -> Verdict:
         """Judge a candidate.
 
@@ -99,34 +92,49 @@ class Judge:
             edits: The candidate, made with all retain subjects.
             without: The same made without fold 0, without fold 1 and so on; each is asked about
                 the fold that it never saw.
-            conditions: Under which to ask.
         """
-        found = self._run(("forget", SAID_SET), edits, conditions)
+        everybody = {c: each.groups for c, each in self.whole.items()}
+        with edited(self.model, self.sites, edits):
+            whole = self._forgotten(everybody)
+            found = self._run((SAID_SET,))
+        said = [n for each in found.values() for n in each.nll.tolist()]
         for fold, candidate in enumerate(without):
-            found |= self._run((str(fold),), candidate, conditions)
+            with edited(self.model, self.sites, candidate):
+                found |= self._run((str(fold),))
         folds = [str(i) for i in range(len(without))]
         kept = {
             c: [found[n, c] for n in folds if (n, c) in found]
             for c in CONDITIONS
             if any((n, c) in found for n in folds)
         }
-        whole = self._forgotten(found, None)
-        apart = {g: self._forgotten(found, g) for g in sorted(set(self.groups.values()))}
         return replace(
             whole,
             held_out={c: _mean([f.recalled for f in each]) for c, each in kept.items()},
             held_out_nll={c: _mean([f.nll for f in each]) for c, each in kept.items()},
             held_out_error={c: self._error(found, folds, c) for c in kept},
-            apart=apart,
-            said=[n for (name, _), f in found.items() if name == SAID_SET for n in f.nll.tolist()],
+            said=said,
         )
 
-    def cost(self, edits: Mapping[str, SiteEdit]) -> dict[str, float]:
+    def about(
+        self, edits: Mapping[str, SiteEdit], condition: str, groups: Collection[str]
+    ) -> Verdict:
+        """See `methods.base.Judging.about`."""
+        with edited(self.model, self.sites, edits):
+            return self._forgotten({condition: groups})
+
+    def cost(
+        self, edits: Mapping[str, SiteEdit], most: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
         """See `methods.base.Judging.cost`."""
         cost: dict[str, float] = {}
-        for (name, condition), each in self._run(("0", SAID_SET, OWN_SET), edits).items():
-            of = condition if name == "0" else name
-            cost[of] = max(_mean([each.nll]), cost.get(of, 0.0))
+        with edited(self.model, self.sites, edits):
+            for condition in reversed(CONDITIONS):  # text first, which costs less to ask
+                for name in ("0", SAID_SET, OWN_SET):
+                    of = condition if name == "0" else name
+                    for each in self._run((name,), (condition,)).values():
+                        cost[of] = max(_mean([each.nll]), cost.get(of, 0.0))
+                    if most is not None and cost.get(of, 0.0) > most[of]:
+                        return cost
         return cost
 
     def _error(
@@ -142,75 +150,133 @@ class Judge:
         shares = [sum(each) / len(each) for each in by_subject.values()]
         return float(np.std(shares, ddof=1) / math.sqrt(len(shares))) if len(shares) > 1 else 0.0
 
-    def _forgotten(self, found: Mapping[tuple[str, str], Forcing], group: str | None) -> Verdict:
-        """What is left of the forget questions, of one group of subjects or of all."""
-        columns: dict[str, dict[str, float]] = {name: {} for name in FORGOTTEN}
-        asked, guessed = {}, {}
-        for condition, pairs in self.paired.items():
-            both = found.get(("forget", condition))
-            if both is None:
-                continue
-            usable = [e for e in self.asked if e.has(condition)]
-            own, strange = both.divided(len(usable))
-            mine = [i for i, e in enumerate(usable) if group in (None, self.groups[e.subject])]
-            theirs = [(i, j) for i, j in pairs if group in (None, self.groups[usable[i].subject])]
-            if not mine:
-                continue
-            asked[condition] = len(mine)
-            guessed[condition] = sum(self.guesses[condition][i] for i in mine) / len(mine)
-            columns["recalled"][condition] = _mean([own.recalled[mine]])
-            columns["nll"][condition] = _mean([own.nll[mine]])
-            if not theirs:
-                continue
-            others = [j for _, j in theirs]
-            columns["other_recalled"][condition] = _mean([strange.recalled[others]])
-            columns["other_nll"][condition] = _mean([strange.nll[others]])
-            apart = strange.nll[others] - own.nll[[i for i, _ in theirs]]
-            columns["likelier"][condition] = float((apart.sign() + 1).mean()) / 2
-        return Verdict(
-            columns["recalled"],
-            columns["nll"],
-            columns["other_nll"],
-            {},
-            {},
-            columns["likelier"],
-            columns["other_recalled"],
-            asked=asked,
-            guessed=guessed,
-        )
+    def _forgotten(self, groups: Mapping[str, Collection[str]]) -> Verdict:
+        """What is left under some conditions of the forget questions about some groups."""
+        asked = {c: self._asked(c, frozenset(some)) for c, some in groups.items()}
+        found = {
+            c: (each.questions, each.probes.run(self.model))
+            for c, each in asked.items()
+            if each.probes.size
+        }
+        apart = {
+            g: _left({c: (*each, self._places(each[0], g)) for c, each in found.items()})
+            for g in sorted({g for some in groups.values() for g in some})
+        }
+        whole = _left({c: (*each, range(len(each[0].asked))) for c, each in found.items()})
+        return replace(whole, apart=apart)
+
+    def _asked(self, condition: str, groups: frozenset[str]) -> Asked:
+        """The forget questions about some groups; all, and the last others, are held."""
+        for asked in (self.whole[condition], self.some.get(condition)):
+            if asked is not None and asked.groups == groups:
+                return asked
+        self.some[condition] = self._encoded(condition, groups)
+        return self.some[condition]
+
+    def _encoded(self, condition: str, groups: frozenset[str]) -> Asked:
+        places = [
+            i
+            for i, e in enumerate(self.forget.asked)
+            if e.has(condition) and self.groups[e.subject] in groups
+        ]
+        questions = self.forget.chosen(places)
+        strangers = [s for each in questions.strange for s in each]
+        # together, since they share their questions
+        return Asked(groups, questions, self.probes([*questions.asked, *strangers], condition))
+
+    def _places(self, questions: Questions, group: str) -> list[int]:
+        return [i for i, e in enumerate(questions.asked) if self.groups[e.subject] == group]
 
     def _run(
-        self,
-        names: Sequence[str],
-        edits: Mapping[str, SiteEdit],
-        conditions: Collection[str] = CONDITIONS,
+        self, names: Sequence[str], conditions: Collection[str] = CONDITIONS
     ) -> dict[tuple[str, str], Forcing]:
-        with edited(self.model, self.sites, edits):
-            return {
-                key: probes.run(self.model)
-                for key, probes in self.sets.items()
-                if key[0] in names and key[1] in conditions and probes.size
-            }
+        return {
+            key: probes.run(self.model)
+            for key, probes in self.sets.items()
+            if key[0] in names and key[1] in conditions and probes.size
+        }
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Forget questions.
+
+    Attributes:
+        asked: The questions.
+        strange: The same with answers that are right for somebody else, for each of `asked`.
+        guesses: How often somebody who never knew would be right, for each.
+    """
+
+    asked: Sequence[Example]
+    strange: Sequence[Sequence[Example]]
+    guesses: Sequence[float]
+
+    def chosen(self, places: Sequence[int]) -> Questions:
+        """Some of them."""
+        asked, strange, guesses = self.asked, self.strange, self.guesses
+        return Questions(
+            [asked[i] for i in places], [strange[i] for i in places], [guesses[i] for i in places]
+        )
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """(place of a question, place of a stranger's answer to it among all strangers')."""
+        owners = [i for i, each in enumerate(self.strange) for _ in each]
+        return [(i, j) for j, i in enumerate(owners)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Forget questions about some groups of subjects under a condition, ready to run.
+
+    Attributes:
+        groups: The groups.
+        questions: The questions.
+        probes: The same, and after them the strangers' answers.
+    """
+
+    groups: frozenset[str]
+    questions: Questions
+    probes: ProbeSet
+
+
+def _left(found: Mapping[str, tuple[Questions, Forcing, Sequence[int]]]) -> Verdict:
+    """What is left of some questions, by condition the places of those that count."""
+    columns: dict[str, dict[str, float]] = {name: {} for name in FORGOTTEN}
+    asked, guessed = {}, {}
+    for condition, (questions, both, places) in found.items():
+        mine = list(places)
+        if not mine:
+            continue
+        own, strange = both.divided(len(questions.asked))
+        asked[condition] = len(mine)
+        guessed[condition] = sum(questions.guesses[i] for i in mine) / len(mine)
+        columns["recalled"][condition] = _mean([own.recalled[mine]])
+        columns["nll"][condition] = _mean([own.nll[mine]])
+        counted = set(mine)
+        theirs = [(i, j) for i, j in questions.pairs if i in counted]
+        if not theirs:
+            continue
+        others = [j for _, j in theirs]
+        columns["other_recalled"][condition] = _mean([strange.recalled[others]])
+        columns["other_nll"][condition] = _mean([strange.nll[others]])
+        apart = strange.nll[others] - own.nll[[i for i, _ in theirs]]
+        columns["likelier"][condition] = float((apart.sign() + 1).mean()) / 2
+    return Verdict(
+        columns["recalled"],
+        columns["nll"],
+        columns["other_nll"],
+        {},
+        {},
+        columns["likelier"],
+        columns["other_recalled"],
+        asked=asked,
+        guessed=guessed,
+    )
 
 
 def _mean(parts: Sequence[torch.Tensor]) -> float:
     return float(torch.cat([part.double() for part in parts]).mean())
-
-
-def _pairs(usable: Sequence[bool], strange: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(place of a question, place of a stranger's answer to it) among those that can be asked.
-
-    Args:
-        usable: Whether each question has a form under the condition.
-        strange: (question, number of strangers' answers to it), in order.
-    """
-    place = {i: sum(usable[:i]) for i in range(len(usable)) if usable[i]}
-    pairs, at = [], 0
-    for question, number in strange:
-        if usable[question]:
-            pairs += [(place[question], at + k) for k in range(number)]
-            at += number
-    return pairs
 
 
 def drawn(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -93,7 +93,7 @@ def collect_tokens(
     samples = {
         site.key: _Sample(limit, torch.Generator().manual_seed(seed), []) for site, _ in places
     }
-    seen: dict[str, Tensor] = {}
+    seen = _Seen()
     brief = lean(model)
     done = 0
     with _heard(model, places, seen):
@@ -103,7 +103,8 @@ def collect_tokens(
                 batch = each.begin(model)
                 _keep(model, each.head, places, seen, samples, apart, streams)
             assert isinstance(batch, Batch)
-            model(**batch.inputs, **brief)
+            with seen.briefly(model):
+                model(**batch.inputs, **brief)
             _keep(model, batch, places, seen, samples, apart, streams)
             done += len(batch.mask)
             if tick:
@@ -120,13 +121,13 @@ def explained(
     places: Sequence[tuple[Site, Inner]],
 ) -> dict[str, Inner]:
     """Of the places, by site key, those whose maps give the very neurons that are seen."""
-    seen: dict[str, Tensor] = {}
+    seen = _Seen()
     found = {}
     with _heard(model, places, seen):
         for batch in batches(model, prompter, examples, condition, batch_size=len(examples)):
             model(**batch.inputs, **lean(model))
             for site, inner in places:
-                x, z = (seen.get(f"{site.key}/{name}") for name in ("x", "z"))
+                x, z = (seen.last.get(f"{site.key}/{name}") for name in ("x", "z"))
                 if x is not None and z is not None:
                     x, z = x.flatten(0, -2), z.flatten(0, -2)
                     if explains(model, site, inner, x, z):
@@ -134,11 +135,48 @@ def explained(
     return found
 
 
+class _Enough(Exception):
+    """Everything that is listened to was heard, so that the rest need not be run."""
+
+
+@dataclass
+class _Seen:
+    """What was last heard.
+
+    Attributes:
+        last: `<site key>/<x, z, out or stream>` -> value.
+        wanted: The names that a whole pass fills.
+        brief: Whether a pass ends once all of them are there.
+    """
+
+    last: dict[str, Tensor] = field(default_factory=dict)
+    wanted: set[str] = field(default_factory=set)
+    brief: bool = False
+
+    def hear(self, name: str, value: Tensor) -> None:
+        """Note a value; ends the pass where it was the last that is wanted."""
+        self.last[name] = value.detach()
+        if self.brief and self.wanted <= self.last.keys():
+            raise _Enough
+
+    @contextlib.contextmanager
+    def briefly(self, model: Any) -> Iterator[None]:
+        """Within the block a pass ends with what is heard last; the layers behind are not run.
+
+        Weights that are moved about as the pass goes are left where they are meant to be, so that
+        such a model is run to its end.
+        """
+        self.brief = not getattr(model, "hf_device_map", None)
+        try:
+            with contextlib.suppress(_Enough):
+                yield
+        finally:
+            self.brief = False
+
+
 @contextlib.contextmanager
-def _heard(
-    model: nn.Module, places: Sequence[tuple[Site, Inner]], seen: dict[str, Tensor]
-) -> Iterator[None]:
-    """Within the block `seen` holds the last x, z, out and stream of every site, by `<key>/<name>`.
+def _heard(model: nn.Module, places: Sequence[tuple[Site, Inner]], seen: _Seen) -> Iterator[None]:
+    """Within the block `seen` hears x, z, out and stream of every site.
 
     `stream` is what the site's layer passes on, or `out` where it is in no layer.
     """
@@ -146,20 +184,23 @@ def _heard(
         for site, inner in places:
 
             def enter(_: nn.Module, inputs: tuple[Any, ...], key: str = site.key) -> None:
-                seen[f"{key}/x"] = inputs[0].detach()
+                seen.hear(f"{key}/x", inputs[0])
 
             def leave(
                 _: nn.Module, inputs: tuple[Any, ...], out: Tensor, key: str = site.key
             ) -> None:
-                seen[f"{key}/z"], seen[f"{key}/out"] = inputs[0].detach(), out.detach()
+                seen.hear(f"{key}/z", inputs[0])
+                seen.hear(f"{key}/out", out)
 
             def passed(
                 _: nn.Module, inputs: tuple[Any, ...], out: Any, key: str = site.key
             ) -> None:
-                seen[f"{key}/stream"] = (out if isinstance(out, Tensor) else out[0]).detach()
+                seen.hear(f"{key}/stream", out if isinstance(out, Tensor) else out[0])
 
             first, last = model.get_submodule(inner.gate[0]), down_module(model, site)
             layer = layer_of(site)
+            names = ("x", "z", "out", "stream")[: 3 if layer is None else 4]
+            seen.wanted |= {f"{site.key}/{name}" for name in names}
             if layer is not None:
                 stack.callback(model.get_submodule(layer).register_forward_hook(passed).remove)
             stack.callback(first.register_forward_pre_hook(enter).remove)
@@ -171,7 +212,7 @@ def _keep(
     model: Any,
     batch: Batch,
     places: Sequence[tuple[Site, Inner]],
-    seen: dict[str, Tensor],
+    seen: _Seen,
     samples: dict[str, _Sample],
     apart: bool,
     streams: bool,
@@ -182,9 +223,9 @@ def _keep(
     place = torch.nonzero(mask)
     rows = torch.tensor(batch.rows, device=mask.device)
     for site, _ in places:
-        found = {name: seen.pop(f"{site.key}/{name}") for name in ("x", "z")}
-        out = seen.pop(f"{site.key}/out")
-        stream = seen.pop(f"{site.key}/stream", out)
+        found = {name: seen.last.pop(f"{site.key}/{name}") for name in ("x", "z")}
+        out = seen.last.pop(f"{site.key}/out")
+        stream = seen.last.pop(f"{site.key}/stream", out)
         if streams:
             # some layers pass on more than one state a position
             alike = (stream.numel(), stream.shape[-1]) == (out.numel(), out.shape[-1])

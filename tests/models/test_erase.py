@@ -48,7 +48,7 @@ def test_it_rises_with_the_depth_and_to_where_it_starts_to_cost(erased):
     most |= {SAID_SET: before[SAID_SET] * 1.003, OWN_SET: before[OWN_SET] + 0.2}
     assert allowed(before) == pytest.approx(most)
     free = {
-        (t["level"], t["from"]): all(t["cost"][n] <= most[n] for n in most)
+        (t["level"], t["from"]): all(nll <= most[n] for n, nll in t["cost"].items())
         for t in erased.notes["tried"]
     }
     keys, end = list(erased.notes["levels"]), len(levels)

@@ -417,8 +417,8 @@ def test_each_part_is_looked_at_in_the_view_that_forgets_more_of_it():
         edge = {"multi": 0.3, PICTURE: 0.6}[view]
         return [mute, *(replace(mute, part=part, edge=edge) for part in looked.parts.values())]
 
-    def judge(edits, without, conditions):
-        assert conditions == ["multi"]
+    def about(edits, condition, groups):
+        assert condition == "multi" and groups == {"x", "y"}
         view = PICTURE if next(e for e in edits if e.part[1] == "x").edge > 0.5 else "multi"
         each = {
             who: Verdict({"multi": r}, {}, {}, {}, {}, {"multi": 0.4}, {"multi": 0.0})
@@ -430,6 +430,7 @@ def test_each_part_is_looked_at_in_the_view_that_forgets_more_of_it():
         def _of(self, places, strengths):
             return places["site"].found
 
+    judge = SimpleNamespace(about=about)
     chain = Plain(SimpleNamespace(judge=judge), None, None, Bounds(), Erased(), {"site": place})
     looked = Looked("multi", None, {who: parts[who] for who in "xy"}, 1)
     for of in (place, shadow):

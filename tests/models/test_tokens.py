@@ -125,3 +125,21 @@ def test_at_most_so_many_positions_are_kept(bench):
     assert len(some.x) == 20 < len(whole.x)
     assert torch.equal(some.used, whole.used)
     assert all(bool((whole.x == row).all(1).any()) for row in some.x)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_what_is_behind_the_last_site_asked_for_is_not_run(bench, monkeypatch, apart):
+    """Unless weights are moved about as the pass goes."""
+    site, behind, ran = bench.sites[0], layer_of(bench.sites[-1]), []
+    assert bench.fit(site.key)  # for which the model is run once
+    hook = bench.model.get_submodule(behind).register_forward_hook(lambda *_: ran.append(1))
+    rows = [e for e in bench.sets["forget"] if e.has("text")]
+    monkeypatch.setitem(bench.sets, "forget", rows[:1] if not apart else rows)  # nothing shared
+    brief = bench.tokens("forget", "text", [site.key], apart=apart, streams=True)[site.key]
+    assert not ran
+    monkeypatch.setattr(bench.model, "hf_device_map", {"": "cpu"}, raising=False)
+    whole = bench.tokens("forget", "text", [site.key], apart=apart, streams=True)[site.key]
+    hook.remove()
+    assert ran
+    for name in ("x", "stream", "used"):
+        assert torch.equal(getattr(brief, name), getattr(whole, name))

@@ -348,16 +348,21 @@ def test_the_error_of_what_is_kept_is_that_of_a_mean_over_subjects(vanilla):
     assert 0.05 < found.held_out["text"] < 0.95
     assert (
         found.asked["text"]
-        == len(judge.asked)
+        == len(judge.forget.asked)
         == sum(v.asked["text"] for v in found.apart.values())
     )
     assert found.said == texts_nll.tolist()
     error = float(means.std() / len(means) ** 0.5)
     assert found.held_out_error["text"] == pytest.approx(error)
-    alone = judge(harm, [harm, harm], ["text"])
-    for name in ("recalled", "nll", "other_recalled", "likelier", "held_out", "held_out_error"):
-        assert getattr(alone, name) == {"text": getattr(found, name)["text"]}
-    assert {c for v in alone.apart.values() for c in v.recalled} == {"text"}
+    some = sorted(found.apart)[1:4]
+    alone = judge.about(harm, "text", some)
+    assert list(alone.apart) == some
+    for group, part in alone.apart.items():
+        for name in ("recalled", "nll", "other_recalled", "other_nll", "likelier", "guessed"):
+            theirs = {"text": getattr(found.apart[group], name)["text"]}
+            assert getattr(part, name) == pytest.approx(theirs, abs=1e-5)
+        assert part.asked == {"text": found.apart[group].asked["text"]}
+    assert sum(v.asked["text"] for v in alone.apart.values()) == alone.asked["text"]
 
 
 def test_probe_sets_agree_with_the_evaluation(vanilla):

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from expunge.config import RunConfig
-from expunge.data import CONDITIONS
 from expunge.plan import SiteEdit
 from expunge.stats import Moment, NeuronStats
 
@@ -214,15 +213,23 @@ class Judging(Protocol):
         """Forget subject -> the group it is judged in; see `judge.grouped`."""
 
     def __call__(
-        self,
-        edits: Mapping[str, SiteEdit],
-        without: Sequence[Mapping[str, SiteEdit]],
-        conditions: Collection[str] = CONDITIONS,
+        self, edits: Mapping[str, SiteEdit], without: Sequence[Mapping[str, SiteEdit]]
     ) -> Verdict:
         """Judge a candidate, and the same made without each fold of the retain subjects."""
 
-    def cost(self, edits: Mapping[str, SiteEdit]) -> Mapping[str, float]:
+    def about(
+        self, edits: Mapping[str, SiteEdit], condition: str, groups: Collection[str]
+    ) -> Verdict:
+        """What a candidate leaves of the forget questions about some groups under a condition."""
+
+    def cost(
+        self, edits: Mapping[str, SiteEdit], most: Mapping[str, float] | None = None
+    ) -> Mapping[str, float]:
         """What edits made without the first fold do to all that they never saw.
+
+        Args:
+            edits: The edits.
+            most: What the costs may come to; no more is asked once one is over. None asks all.
 
         Returns:
             Mean NLL, nats a token: by condition of that fold's answers, under `said` of texts that

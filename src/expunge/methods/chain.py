@@ -231,13 +231,14 @@ class Chain:
         """For each part the view whose detectors forget most; the first unless by `HELPS` more."""
         judge = self.evidence.judge
         assert judge is not None
+        views, parts = list(found), set(looked.parts.values())
+        if all(same(found[views[0]], each) for each in found.values()):
+            return dict.fromkeys(parts, views[0])
         forgets = []
         for each in found.values():
             tried = self.places | {key: replace(self.places[key], found=each)}
             edits = self._of(tried, self.strengths)
-            forgets.append(finely(judge(edits, [], [looked.condition])))
-        views = list(found)
-        parts = set(looked.parts.values())
+            forgets.append(finely(judge.about(edits, looked.condition, {g for _, g in parts})))
         return {part: views[best_of([f[part] for f in forgets])] for part in parts}
 
 

@@ -35,7 +35,8 @@ class Erased:
     Attributes:
         edits: The edits, by site key.
         shadow: The same, made without the subjects that are put aside.
-        notes: Strength by site key, and the cost of every candidate; JSON values.
+        notes: Strength by site key, and the cost of every candidate as far as it was asked; JSON
+            values.
     """
 
     edits: Mapping[str, SiteEdit] = field(default_factory=dict)
@@ -64,6 +65,7 @@ def erase(evidence: Evidence) -> Erased:
     if isinstance(evidence.moments, Passes):
         evidence.moments.let_go()
     start = judge.cost({})
+    most = allowed(start)
     chosen = dict.fromkeys(both[0], 0.0)
     tried: list[dict[str, Any]] = []
     scales = scales_of(both[0]) if chosen else {}
@@ -73,9 +75,9 @@ def erase(evidence: Evidence) -> Erased:
     def free(first: int) -> bool:
         """Whether the present level costs nothing from a site on, up to those that have one."""
         levels = chosen | dict.fromkeys(keys[first:end], level)
-        cost = judge.cost(_edits(evidence, both[1], scales, levels))
+        cost = judge.cost(_edits(evidence, both[1], scales, levels), most)
         tried.append({"level": level, "from": keys[first], "cost": dict(cost)})
-        return all(cost[name] <= most for name, most in allowed(start).items())
+        return all(nll <= most[name] for name, nll in cost.items())
 
     for level in reversed(LEVELS):
         begin = bisect_left(range(end), True, key=free)
