@@ -19,6 +19,7 @@ from expunge.models import Prompter
 from expunge.plan import SiteEdit
 from expunge.probe_set import Forcing, ProbeSet
 from expunge.sites import Site
+from expunge.trunk import Trunk
 
 FORGET = 144
 EACH = 8
@@ -60,6 +61,7 @@ class Judge:
         batch_size: int = 64,
     ) -> None:
         self.model, self.sites = model, sites
+        self.trunk = Trunk(model, sites)
         self.probes = partial(ProbeSet, model, prompter, batch_size=batch_size)
         rng = np.random.default_rng([seed, 5])
         subjects = {e.subject for e in forget}
@@ -94,13 +96,11 @@ class Judge:
                 the fold that it never saw.
         """
         everybody = {c: each.groups for c, each in self.whole.items()}
-        with edited(self.model, self.sites, edits):
-            whole = self._forgotten(everybody)
-            found = self._run((SAID_SET,))
+        whole = self._forgotten(everybody, edits)
+        found = self._run((SAID_SET,), edits)
         said = [n for each in found.values() for n in each.nll.tolist()]
         for fold, candidate in enumerate(without):
-            with edited(self.model, self.sites, candidate):
-                found |= self._run((str(fold),))
+            found |= self._run((str(fold),), candidate)
         folds = [str(i) for i in range(len(without))]
         kept = {
             c: [found[n, c] for n in folds if (n, c) in found]
@@ -119,22 +119,20 @@ class Judge:
         self, edits: Mapping[str, SiteEdit], condition: str, groups: Collection[str]
     ) -> Verdict:
         """See `methods.base.Judging.about`."""
-        with edited(self.model, self.sites, edits):
-            return self._forgotten({condition: groups})
+        return self._forgotten({condition: groups}, edits)
 
     def cost(
         self, edits: Mapping[str, SiteEdit], most: Mapping[str, float] | None = None
     ) -> dict[str, float]:
         """See `methods.base.Judging.cost`."""
         cost: dict[str, float] = {}
-        with edited(self.model, self.sites, edits):
-            for condition in reversed(CONDITIONS):  # text first, which costs less to ask
-                for name in ("0", SAID_SET, OWN_SET):
-                    of = condition if name == "0" else name
-                    for each in self._run((name,), (condition,)).values():
-                        cost[of] = max(_mean([each.nll]), cost.get(of, 0.0))
-                    if most is not None and cost.get(of, 0.0) > most[of]:
-                        return cost
+        for condition in reversed(CONDITIONS):  # text first, which costs less to ask
+            for name in ("0", SAID_SET, OWN_SET):
+                of = condition if name == "0" else name
+                for each in self._run((name,), edits, (condition,)).values():
+                    cost[of] = max(_mean([each.nll]), cost.get(of, 0.0))
+                if most is not None and cost.get(of, 0.0) > most[of]:
+                    return cost
         return cost
 
     def _error(
@@ -150,14 +148,17 @@ class Judge:
         shares = [sum(each) / len(each) for each in by_subject.values()]
         return float(np.std(shares, ddof=1) / math.sqrt(len(shares))) if len(shares) > 1 else 0.0
 
-    def _forgotten(self, groups: Mapping[str, Collection[str]]) -> Verdict:
+    def _forgotten(
+        self, groups: Mapping[str, Collection[str]], edits: Mapping[str, SiteEdit]
+    ) -> Verdict:
         """What is left under some conditions of the forget questions about some groups."""
         asked = {c: self._asked(c, frozenset(some)) for c, some in groups.items()}
-        found = {
-            c: (each.questions, each.probes.run(self.model))
-            for c, each in asked.items()
-            if each.probes.size
-        }
+        with edited(self.model, self.sites, edits):
+            found = {
+                c: (each.questions, self.trunk.run(each.probes, edits))
+                for c, each in asked.items()
+                if each.probes.size
+            }
         apart = {
             g: _left({c: (*each, self._places(each[0], g)) for c, each in found.items()})
             for g in sorted({g for some in groups.values() for g in some})
@@ -188,13 +189,17 @@ class Judge:
         return [i for i, e in enumerate(questions.asked) if self.groups[e.subject] == group]
 
     def _run(
-        self, names: Sequence[str], conditions: Collection[str] = CONDITIONS
+        self,
+        names: Sequence[str],
+        edits: Mapping[str, SiteEdit],
+        conditions: Collection[str] = CONDITIONS,
     ) -> dict[tuple[str, str], Forcing]:
-        return {
-            key: probes.run(self.model)
-            for key, probes in self.sets.items()
-            if key[0] in names and key[1] in conditions and probes.size
-        }
+        with edited(self.model, self.sites, edits):
+            return {
+                key: self.trunk.run(probes, edits)
+                for key, probes in self.sets.items()
+                if key[0] in names and key[1] in conditions and probes.size
+            }
 
 
 @dataclass(frozen=True)

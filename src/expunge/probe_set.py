@@ -65,7 +65,7 @@ class ProbeSet:
         batch_size: int = 64,
     ) -> None:
         usable = [e for e in examples if e.has(condition)]
-        self.size = len(usable)
+        self.condition, self.size = condition, len(usable)
         self.batches: list[Batch | Shared] = list(
             shared_batches(model, prompter, usable, condition, batch_size=batch_size)
         )
