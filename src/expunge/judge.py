@@ -131,7 +131,7 @@ class Judge:
                 of = condition if name == "0" else name
                 for each in self._run((name,), edits, (condition,)).values():
                     cost[of] = max(_mean([each.nll]), cost.get(of, 0.0))
-                if most is not None and cost.get(of, 0.0) > most[of]:
+                if most is not None and cost.get(of, 0.0) > most.get(of, math.inf):
                     return cost
         return cost
 

@@ -71,11 +71,16 @@ class ProbeSet:
         )
 
     @torch.inference_mode()
-    def run(self, model: Any) -> Forcing:
-        """Score every question under the model as it is now."""
+    def run(self, model: Any, places: Sequence[int] | None = None) -> Forcing:
+        """Score the questions under the model as it is now.
+
+        Args:
+            model: The model.
+            places: Of the batches to run; all without. Questions of the others have 0.
+        """
         recalled = torch.zeros(self.size, dtype=torch.bool)
         nll = torch.zeros(self.size, dtype=torch.float64)
-        for each in self.batches:
+        for each in self.batches if places is None else [self.batches[i] for i in places]:
             batch = begun(model, each)
             logits, predicts = answer_logits(model, batch)
             where = torch.nonzero(predicts)

@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from expunge.encoding import input_device
 from expunge.passes import free_memory
 from expunge.plan import SiteEdit
+from expunge.prefix import Shared
 from expunge.probe_set import Forcing, ProbeSet
 from expunge.sites import Site, layer_of
 
@@ -40,20 +41,28 @@ class _Held:
     Attributes:
         at: Place of the layer behind it, the first that need not be the same.
         before: Edits of the layers before that, by site key.
+        room: Bytes that may still be held; once it is passed nothing is.
         out: What the layer put out, pass by pass.
         first: Keys and values that the first layer left in the cache, for each; None without one.
+        size: Bytes held.
     """
 
     at: int
     before: Edits
+    room: int
     out: list[Any] = field(default_factory=list)
     first: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)
+    size: int = 0
 
-    def bytes(self) -> int:
-        """What is held, in bytes."""
-        parts = [t for out in self.out for t in (out if isinstance(out, tuple) else (out,))]
-        parts += [t for pair in self.first for t in pair or ()]
-        return sum(t.numel() * t.element_size() for t in parts if isinstance(t, Tensor))
+    def hear(self, into: list[Any], value: Any) -> None:
+        """Note what one pass gave."""
+        parts = value if isinstance(value, tuple) else (value,)
+        self.size += sum(t.nbytes for t in parts if isinstance(t, Tensor))
+        if self.size <= self.room:
+            into.append(value)
+        else:
+            self.out.clear()
+            self.first.clear()
 
 
 class Trunk:
@@ -73,7 +82,7 @@ class Trunk:
         self.place = {k: paths.index(path) for k, path in found.items() if path is not None}
         self.free = free_memory(input_device(model)) // SHARE
         self.exact: dict[Any, bool] = {}
-        if getattr(model, "hf_device_map", None) or getattr(model, "training", False):
+        if getattr(model, "hf_device_map", None):  # weights are moved about as the pass goes
             self.layers = []
         self.last: Edits = {}
         self.differ = 0
@@ -81,17 +90,23 @@ class Trunk:
 
     def run(self, probes: ProbeSet, edits: Edits) -> Forcing:
         """Score the questions under the model, which carries these edits already."""
-        kind = (probes.condition, *sorted({type(each).__name__ for each in probes.batches}))
-        if len(self.layers) < 2 or self.exact.get(kind) is False:
+        if len(self.layers) < 2:
             return probes.run(self.model)
-        known = [h for h in self.held.get(probes, []) if same(h.before, self._before(edits, h.at))]
-        best = max(known, key=lambda h: h.at, default=None)
-        new = self._wanted(edits, best)
-        found = self._passed(probes, best if kind in self.exact else None, new)
-        if best is not None and kind not in self.exact:
-            self.exact[kind] = self._agrees(probes, best, found)
-        if new is not None and self._fits(probes, new):
-            others = [h for h in self.held.get(probes, []) if h is not best and h.at != new.at]
+        kind = (probes.condition, *sorted({type(each).__name__ for each in probes.batches}))
+        held = self.held.get(probes, [])
+        known = [h for h in held if same(h.before, self._before(edits, h.at))]
+        best = max(
+            (h for h in known if self.exact.get((*kind, h.at), True)),
+            key=lambda h: h.at,
+            default=None,
+        )
+        new = self._wanted(probes, edits, best)
+        checked = best is not None and (*kind, best.at) in self.exact
+        found = self._passed(probes, best if checked else None, new)
+        if best is not None and not checked:
+            self.exact[*kind, best.at] = self._agrees(probes, best, found)
+        if new is not None and new.out:
+            others = [h for h in held if h is not best and h.at != new.at]
             self.held[probes] = [new, *([best] if best else []), *others][:HELD]
         return found
 
@@ -99,7 +114,7 @@ class Trunk:
         """The edits that reach what is passed on to a layer."""
         return {k: e for k, e in edits.items() if self.place.get(k, -1) < at}
 
-    def _wanted(self, edits: Edits, best: _Held | None) -> _Held | None:
+    def _wanted(self, probes: ProbeSet, edits: Edits, best: _Held | None) -> _Held | None:
         """Where to listen: before the first layer edited of those on that were changed last."""
         keys = {*edits, *self.last}
         changed = [k for k in keys if not alike(edits.get(k), self.last.get(k))]
@@ -107,20 +122,27 @@ class Trunk:
             self.last, self.differ = edits, min(self.place.get(k, -1) for k in changed)
         edited = [p for k in edits if (p := self.place.get(k, -1)) >= self.differ]
         at = min(edited, default=self.differ)
-        return None if at <= (best.at if best else 0) else _Held(at, self._before(edits, at))
-
-    def _fits(self, probes: ProbeSet, new: _Held) -> bool:
-        """Whether there is room for what was heard."""
-        beside = [h for of, each in self.held.items() if of is not probes for h in each]
+        if at <= (best.at if best else 0):
+            return None
         mine = self.held.get(probes, [])[: HELD - 1]
-        return sum(h.bytes() for h in (new, *beside, *mine)) <= self.free
+        beside = [h for of, each in self.held.items() if of is not probes for h in each]
+        room = self.free - sum(h.size for h in (*mine, *beside))
+        return _Held(at, self._before(edits, at), room)
 
     def _agrees(self, probes: ProbeSet, held: _Held, whole: Forcing) -> bool:
+        """Whether the first and the last batch come to what they came to in a run of all."""
+        passes = [2 if isinstance(each, Shared) else 1 for each in probes.batches]
         try:
-            found = self._passed(probes, held, None)
+            for place in {0, len(passes) - 1}:
+                with self._resumed(held, sum(passes[:place])):
+                    found = probes.run(self.model, [place])
+                each = probes.batches[place]
+                rows = (each.tail if isinstance(each, Shared) else each).rows
+                if not torch.allclose(found.nll[rows], whole.nll[rows], rtol=1e-3, atol=1e-3):
+                    return False
         except Exception:  # foreign code was run in a way that it may not be made for
             return False
-        return torch.allclose(found.nll, whole.nll, rtol=1e-3, atol=1e-3)
+        return True
 
     def _passed(self, probes: ProbeSet, held: _Held | None, new: _Held | None) -> Forcing:
         """Run from where something is held, and hear what is to be held next."""
@@ -136,10 +158,10 @@ class Trunk:
         """Within the block what passes one layer is noted."""
 
         def first(_: nn.Module, args: Any, given: Mapping[str, Any], out: Any) -> None:
-            new.first.append(left_in(cache_in(given.values())))
+            new.hear(new.first, left_in(cache_in(given.values())))
 
         def heard(_: nn.Module, args: Any, out: Any) -> None:
-            new.out.append(out)
+            new.hear(new.out, out)
 
         hooks = [
             self.layers[0].register_forward_hook(first, with_kwargs=True),
@@ -152,9 +174,12 @@ class Trunk:
                 hook.remove()
 
     @contextlib.contextmanager
-    def _resumed(self, held: _Held) -> Iterator[None]:
-        """Within the block what is held stands for the layers before it, and for the pictures."""
-        turn = -1
+    def _resumed(self, held: _Held, turn: int = 0) -> Iterator[None]:
+        """Within the block what is held stands for the layers before it, and for the pictures.
+
+        The passes of the block are those from the given one on.
+        """
+        turn -= 1
 
         def begin(_: nn.Module, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             nonlocal turn

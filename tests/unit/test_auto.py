@@ -354,6 +354,11 @@ def test_the_error_of_what_is_kept_is_that_of_a_mean_over_subjects(vanilla):
     assert found.said == texts_nll.tolist()
     error = float(means.std() / len(means) ** 0.5)
     assert found.held_out_error["text"] == pytest.approx(error)
+    whole = judge.cost(harm)
+    start = judge.cost({})
+    assert [*whole] == [*start] == ["text", "said", "multi"]  # nothing the model said itself
+    assert judge.cost(harm, start) == {"text": pytest.approx(whole["text"])}
+    assert judge.cost(harm, whole) == pytest.approx(whole)
     some = sorted(found.apart)[1:4]
     alone = judge.about(harm, "text", some)
     assert list(alone.apart) == some
