@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_prefix import EXACT, PLAIN, ROWS, double, sites_of
 
 from expunge.data import CONDITIONS
 from expunge.edit import edited, fingerprint
@@ -156,3 +157,25 @@ def test_edits_are_the_same_by_what_they_change(world):
     assert alike(None, SiteEdit()) and not alike(None, some["language.2"])
     keys = SiteEdit(prune=torch.tensor([1, 2])), SiteEdit(prune=torch.tensor([1, 3]))
     assert not alike(*keys)
+
+
+@pytest.mark.parametrize("name", [*EXACT, *PLAIN])
+def test_families(name):
+    """In every family a run of candidates comes to what whole runs do, edited from any layer on."""
+    _, model, prompter = double(name)
+    sites = {s.key: s for s in sites_of(model)}
+    language = [key for key, site in sites.items() if site.tower == "language"]
+    generator = torch.Generator().manual_seed(0)
+    trunk = Trunk(model, sites)
+    for condition in CONDITIONS if name != "blip2-opt" else ["multi"]:  # it needs a picture
+        probes = ProbeSet(model, prompter, ROWS, condition, batch_size=4)
+        for depth in (1, 1, 1, len(language) - 1, len(language) - 1, 1, 0):
+            edits = {}
+            for key in language[depth:]:
+                out, width = down_weight(model, sites[key]).shape
+                a, b = (torch.randn(*s, generator=generator) for s in ((out, 1), (1, width)))
+                edits[key] = SiteEdit(lowrank=(a, b))
+            with edited(model, sites, edits):
+                found, whole = trunk.run(probes, edits), probes.run(model)
+            torch.testing.assert_close(found.nll, whole.nll, rtol=1e-9, atol=1e-9)
+    assert trunk.exact
