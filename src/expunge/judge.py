@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from expunge.data import CONDITIONS, Example
 from expunge.edit import edited
-from expunge.methods.base import OWN_SET, SAID_SET, Verdict
+from expunge.methods.base import OWN_SET, SAID_SET, Part, Verdict
 from expunge.models import Prompter
 from expunge.plan import SiteEdit
 from expunge.probe_set import Forcing, ProbeSet
@@ -28,6 +29,7 @@ GROUP = 6
 HELD_OUT = 180
 ALTERNATIVES = 1
 FORGOTTEN = ("recalled", "nll", "other_recalled", "other_nll", "likelier")
+COUNTED = (*FORGOTTEN, "guessed")
 
 
 class Judge:
@@ -120,6 +122,15 @@ class Judge:
     ) -> Verdict:
         """See `methods.base.Judging.about`."""
         return self._forgotten({condition: groups}, edits)
+
+    def again(
+        self, edits: Mapping[str, SiteEdit], before: Verdict, parts: Collection[Part]
+    ) -> Verdict:
+        """See `methods.base.Judging.again`."""
+        groups: dict[str, set[str]] = {}
+        for condition, group in parts:
+            groups.setdefault(condition, set()).add(group)
+        return joined(before, self._forgotten(groups, edits))
 
     def cost(
         self, edits: Mapping[str, SiteEdit], most: Mapping[str, float] | None = None
@@ -243,6 +254,30 @@ class Asked:
     groups: frozenset[str]
     questions: Questions
     probes: ProbeSet
+
+
+def joined(before: Verdict, new: Verdict) -> Verdict:
+    """A verdict with another in the place of what that was asked about.
+
+    Of a condition under which something is new the whole is the mean over the groups, each by how
+    much was asked about it.
+    """
+
+    def over(old: Verdict, newer: Mapping[str, Mapping[str, float]], **more: Any) -> Verdict:
+        both: dict[str, Any] = {n: {**getattr(old, n), **newer[n]} for n in COUNTED}
+        return replace(old, **both, **more)
+
+    apart = dict(before.apart)
+    for group, found in new.apart.items():
+        apart[group] = over(apart[group], {name: getattr(found, name) for name in COUNTED})
+    whole: dict[str, dict[str, float]] = {name: {} for name in COUNTED}
+    for name, condition in product(COUNTED, new.asked):
+        counted = [v for v in apart.values() if condition in getattr(v, name)]
+        number = sum(v.asked[condition] for v in counted)
+        if number:
+            total = sum(v.asked[condition] * getattr(v, name)[condition] for v in counted)
+            whole[name][condition] = total / number
+    return over(before, whole, apart=apart)
 
 
 def _left(found: Mapping[str, tuple[Questions, Forcing, Sequence[int]]]) -> Verdict:

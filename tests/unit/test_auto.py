@@ -325,6 +325,12 @@ def vanilla():
     return load(checkpoint("vanilla"))
 
 
+def whole_of(verdict):
+    """What a verdict says of all forget questions together."""
+    names = ("recalled", "nll", "other_recalled", "other_nll", "likelier", "guessed")
+    return {f"{n} {c}": v for n in names for c, v in getattr(verdict, n).items()}
+
+
 def test_the_error_of_what_is_kept_is_that_of_a_mean_over_subjects(vanilla):
     """Against a loop over people, under an edit that some of them do not survive."""
     model, processor = vanilla
@@ -354,6 +360,23 @@ def test_the_error_of_what_is_kept_is_that_of_a_mean_over_subjects(vanilla):
     assert found.said == texts_nll.tolist()
     error = float(means.std() / len(means) ** 0.5)
     assert found.held_out_error["text"] == pytest.approx(error)
+    spared = {"language.0": harm["language.0"]}
+    before = judge(spared, [])
+    assert whole_of(
+        judge.again(harm, before, [(c, g) for c in CONDITIONS for g in before.apart])
+    ) == pytest.approx(whole_of(judge(harm, [])), abs=1e-5)
+    part = ("text", sorted(before.apart)[0])
+    after = judge.again(harm, before, [part])
+    for name in ("recalled", "nll", "other_recalled", "other_nll", "likelier", "guessed"):
+        for condition in CONDITIONS:
+            for group, each in after.apart.items():
+                of = found if (condition, group) == part else before
+                wanted = getattr(of.apart[group], name)[condition]
+                assert getattr(each, name)[condition] == pytest.approx(wanted, abs=1e-5)
+            mean = [v.asked[condition] * getattr(v, name)[condition] for v in after.apart.values()]
+            wanted = sum(mean) / after.asked[condition]
+            assert getattr(after, name)[condition] == pytest.approx(wanted, abs=1e-5)
+    assert after.said == before.said and after.asked == before.asked
     whole = judge.cost(harm)
     start = judge.cost({})
     assert [*whole] == [*start] == ["text", "said", "multi"]  # nothing the model said itself

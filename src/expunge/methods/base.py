@@ -27,6 +27,9 @@ SAID_SET = "said"
 OWN_SET = "own"
 """Name of the set of questions about almost nothing with the model's own answers, to judge by."""
 
+Part = tuple[str, str]
+"""A condition and a group of subjects (see `judge.Judge.groups`), or "" for all of them."""
+
 Measured = Mapping[tuple[str, str], Mapping[str, NeuronStats]]
 """(set, condition) -> site key -> statistics."""
 
@@ -221,6 +224,17 @@ class Judging(Protocol):
         self, edits: Mapping[str, SiteEdit], condition: str, groups: Collection[str]
     ) -> Verdict:
         """What a candidate leaves of the forget questions about some groups under a condition."""
+
+    def again(
+        self, edits: Mapping[str, SiteEdit], before: Verdict, parts: Collection[Part]
+    ) -> Verdict:
+        """What a candidate leaves of some groups under some conditions; the rest is as before.
+
+        Args:
+            edits: The candidate.
+            before: A verdict on one that hardly differs for the others.
+            parts: (condition, group) of what is asked.
+        """
 
     def cost(
         self, edits: Mapping[str, SiteEdit], most: Mapping[str, float] | None = None

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from expunge.detectors import Background
-from expunge.methods.base import PICTURE, Evidence, Fit, Verdict
+from expunge.methods.base import PICTURE, Evidence, Fit, Part, Verdict
 from expunge.methods.erase import Erased
-from expunge.methods.search import Part, Strengths, finely, of_groups, said_share
+from expunge.methods.search import Strengths, finely, of_groups, said_share
 from expunge.methods.seek import (
     ALL_KEPT,
     KEPT_SETS,
@@ -132,8 +132,7 @@ class Chain:
         self._put(key, mixed)
         if not any(chosen.values()):
             return now
-        last = all(same(each, theirs) for each, theirs in zip(mixed, tried[-1][1], strict=True))
-        then = tried[-1][0] if last else self.evidence.judge(self.edits(self.strengths), [])
+        then = self.evidence.judge(self.edits(self.strengths), [])
         if worth(self.start, then) > worth(self.start, now):
             return then
         self._put(key, tried[0][1])
@@ -153,6 +152,8 @@ class Chain:
         self, kept: Kept, key: str, fit: Fit, now: Verdict, left: set[str]
     ) -> Iterator[Verdict]:
         """Find detectors at one site, a few for each subject at a time while it is still known.
+
+        Only of those who may get some is asked after every addition.
 
         Args:
             kept: As in `_best`, like `key` and `fit`.
@@ -195,7 +196,8 @@ class Chain:
                         seeker.place.found = self._viewed(seeker, looked, key)
             if same(were, self.places[key].found):
                 return
-            now = judge(self.edits(self.strengths), [])
+            asked = {(c, group) for c, group in open_ if c in left}
+            now = judge.again(self.edits(self.strengths), now, asked)
             yield now
             left &= {c for (c, _), share in of_groups(now).items() if share < 1}
             if not left:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from expunge.methods.base import Verdict
+from expunge.methods.base import Part, Verdict
 
 FACTOR = 2.0
 BEHIND = 0.25
@@ -18,9 +18,6 @@ ERRORS = 0.6
 MOST = 0.2
 ABOUT = 0.25
 TEXTS = 10.0
-
-Part = tuple[str, str]
-"""A condition and a group of subjects (see `judge.Judge.groups`), or "" for all of them."""
 
 Strengths = Mapping[Part, float]
 """Part -> strength; what 1 means is the method's."""

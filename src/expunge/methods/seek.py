@@ -21,9 +21,10 @@ from expunge.methods.base import (
     Access,
     Evidence,
     Fit,
+    Part,
     Tokens,
 )
-from expunge.methods.search import Part, Strengths
+from expunge.methods.search import Strengths
 from expunge.methods.swap import Usual, thinned, written
 from expunge.passes import shown
 from expunge.plan import Rewire, SiteEdit
