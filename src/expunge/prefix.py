@@ -36,7 +36,6 @@ from expunge.models import Prompter, accepts
 
 PAYS = 0.25  # at least this share of the tokens must be saved, where there is no picture
 _agreed: WeakKeyDictionary[Any, dict[tuple[bool, ...], bool]] = WeakKeyDictionary()
-_offsets: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -112,22 +111,16 @@ class _ReadOnly(DynamicCache):
         return found
 
 
-def _keeps_offsets(model: Any) -> list[Any]:
-    """The modules with two-dimensional positions, which keep offsets from the last picture."""
-    if model not in _offsets:
-        _offsets[model] = [n for n, each in model.named_modules() if hasattr(each, "rope_deltas")]
-    return [model.get_submodule(name) for name in _offsets[model]]
-
-
 def _forget_positions(model: Any) -> None:
-    """Drop the offsets that are kept from the last picture."""
-    for module in _keeps_offsets(model):
-        module.rope_deltas = None
+    """Drop the offsets that models with two-dimensional positions keep from the last picture."""
+    for module in model.modules():
+        if getattr(module, "rope_deltas", None) is not None:
+            module.rope_deltas = None
 
 
 def _repeat_positions(model: Any, times: int) -> None:
-    for module in _keeps_offsets(model):
-        if module.rope_deltas is not None:
+    for module in model.modules():
+        if getattr(module, "rope_deltas", None) is not None:
             module.rope_deltas = module.rope_deltas.repeat_interleave(times, 0)
 
 
