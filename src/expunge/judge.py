@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,6 @@ GROUP = 6
 HELD_OUT = 180
 ALTERNATIVES = 1
 FORGOTTEN = ("recalled", "nll", "other_recalled", "other_nll", "likelier")
-COUNTED = (*FORGOTTEN, "guessed")
 
 
 class Judge:
@@ -98,11 +96,13 @@ class Judge:
                 the fold that it never saw.
         """
         everybody = {c: each.groups for c, each in self.whole.items()}
-        whole = self._forgotten(everybody, edits)
-        found = self._run((SAID_SET,), edits)
+        with edited(self.model, self.sites, edits):
+            whole = self._forgotten(everybody, edits)
+            found = self._run(SAID_SET, edits)
         said = [n for each in found.values() for n in each.nll.tolist()]
         for fold, candidate in enumerate(without):
-            found |= self._run((str(fold),), candidate)
+            with edited(self.model, self.sites, candidate):
+                found |= self._run(str(fold), candidate)
         folds = [str(i) for i in range(len(without))]
         kept = {
             c: [found[n, c] for n in folds if (n, c) in found]
@@ -117,33 +117,27 @@ class Judge:
             said=said,
         )
 
-    def about(
-        self, edits: Mapping[str, SiteEdit], condition: str, groups: Collection[str]
-    ) -> Verdict:
+    def about(self, edits: Mapping[str, SiteEdit], parts: Collection[Part]) -> Verdict:
         """See `methods.base.Judging.about`."""
-        return self._forgotten({condition: groups}, edits)
-
-    def again(
-        self, edits: Mapping[str, SiteEdit], before: Verdict, parts: Collection[Part]
-    ) -> Verdict:
-        """See `methods.base.Judging.again`."""
         groups: dict[str, set[str]] = {}
         for condition, group in parts:
             groups.setdefault(condition, set()).add(group)
-        return joined(before, self._forgotten(groups, edits))
+        with edited(self.model, self.sites, edits):
+            return self._forgotten(groups, edits)
 
     def cost(
         self, edits: Mapping[str, SiteEdit], most: Mapping[str, float] | None = None
     ) -> dict[str, float]:
         """See `methods.base.Judging.cost`."""
         cost: dict[str, float] = {}
-        for condition in reversed(CONDITIONS):  # text first, which costs less to ask
-            for name in ("0", SAID_SET, OWN_SET):
+        text_first = [(n, c) for c in reversed(CONDITIONS) for n in ("0", SAID_SET, OWN_SET)]
+        with edited(self.model, self.sites, edits):
+            for name, condition in text_first:  # which costs less to ask
                 of = condition if name == "0" else name
-                for each in self._run((name,), edits, (condition,)).values():
+                for each in self._run(name, edits, (condition,)).values():
                     cost[of] = max(_mean([each.nll]), cost.get(of, 0.0))
                 if most is not None and cost.get(of, 0.0) > most.get(of, math.inf):
-                    return cost
+                    break
         return cost
 
     def _error(
@@ -162,14 +156,13 @@ class Judge:
     def _forgotten(
         self, groups: Mapping[str, Collection[str]], edits: Mapping[str, SiteEdit]
     ) -> Verdict:
-        """What is left under some conditions of the forget questions about some groups."""
+        """What edits that are carried out leave, by condition of what is asked about groups."""
         asked = {c: self._asked(c, frozenset(some)) for c, some in groups.items()}
-        with edited(self.model, self.sites, edits):
-            found = {
-                c: (each.questions, self.trunk.run(each.probes, edits))
-                for c, each in asked.items()
-                if each.probes.size
-            }
+        found = {
+            c: (each.questions, self.trunk.run(each.probes, edits))
+            for c, each in asked.items()
+            if each.probes.size
+        }
         apart = {
             g: _left({c: (*each, self._places(each[0], g)) for c, each in found.items()})
             for g in sorted({g for some in groups.values() for g in some})
@@ -201,16 +194,16 @@ class Judge:
 
     def _run(
         self,
-        names: Sequence[str],
+        name: str,
         edits: Mapping[str, SiteEdit],
         conditions: Collection[str] = CONDITIONS,
     ) -> dict[tuple[str, str], Forcing]:
-        with edited(self.model, self.sites, edits):
-            return {
-                key: self.trunk.run(probes, edits)
-                for key, probes in self.sets.items()
-                if key[0] in names and key[1] in conditions and probes.size
-            }
+        """How the model does on a set under edits that are carried out already."""
+        return {
+            (name, c): self.trunk.run(probes, edits)
+            for c in CONDITIONS
+            if c in conditions and (probes := self.sets[name, c]).size
+        }
 
 
 @dataclass(frozen=True)
@@ -254,30 +247,6 @@ class Asked:
     groups: frozenset[str]
     questions: Questions
     probes: ProbeSet
-
-
-def joined(before: Verdict, new: Verdict) -> Verdict:
-    """A verdict with another in the place of what that was asked about.
-
-    Of a condition under which something is new the whole is the mean over the groups, each by how
-    much was asked about it.
-    """
-
-    def over(old: Verdict, newer: Mapping[str, Mapping[str, float]], **more: Any) -> Verdict:
-        both: dict[str, Any] = {n: {**getattr(old, n), **newer[n]} for n in COUNTED}
-        return replace(old, **both, **more)
-
-    apart = dict(before.apart)
-    for group, found in new.apart.items():
-        apart[group] = over(apart[group], {name: getattr(found, name) for name in COUNTED})
-    whole: dict[str, dict[str, float]] = {name: {} for name in COUNTED}
-    for name, condition in product(COUNTED, new.asked):
-        counted = [v for v in apart.values() if condition in getattr(v, name)]
-        number = sum(v.asked[condition] for v in counted)
-        if number:
-            total = sum(v.asked[condition] * getattr(v, name)[condition] for v in counted)
-            whole[name][condition] = total / number
-    return over(before, whole, apart=apart)
 
 
 def _left(found: Mapping[str, tuple[Questions, Forcing, Sequence[int]]]) -> Verdict:

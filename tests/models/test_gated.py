@@ -417,8 +417,8 @@ def test_each_part_is_looked_at_in_the_view_that_forgets_more_of_it():
         edge = {"multi": 0.3, PICTURE: 0.6}[view]
         return [mute, *(replace(mute, part=part, edge=edge) for part in looked.parts.values())]
 
-    def about(edits, condition, groups):
-        assert condition == "multi" and groups == {"x", "y"}
+    def about(edits, asked):
+        assert asked == {parts["x"], parts["y"]}
         view = PICTURE if next(e for e in edits if e.part[1] == "x").edge > 0.5 else "multi"
         each = {
             who: Verdict({"multi": r}, {}, {}, {}, {}, {"multi": 0.4}, {"multi": 0.0})

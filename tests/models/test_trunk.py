@@ -25,9 +25,8 @@ def world():
     return model, Prompter(processor), rows, {s.key: s for s in find_sites(model)}
 
 
-def changed(world, keys, seed):
+def changed(model, sites, keys, seed):
     """Low-rank edits of some sites, large enough to change what is said."""
-    model, _, _, sites = world
     generator = torch.Generator().manual_seed(seed)
     edits = {}
     for key in keys:
@@ -38,8 +37,9 @@ def changed(world, keys, seed):
 
 
 def behind(world, depth, seed):
-    """The same of all sites from a depth on."""
-    return changed(world, [f"language.{i}" for i in range(depth, 4)], seed)
+    """The same of all language sites of the small world from a depth on."""
+    model, _, _, sites = world
+    return changed(model, sites, [f"language.{i}" for i in range(depth, 4)], seed)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_candidates_are_judged_as_if_each_were_run_whole(world, condition, ran):
     kinds = {type(b).__name__ for each in sets for b in each.batches}
     assert kinds == {"Batch", "Shared"}
     trunk = Trunk(model, sites)
-    one = changed(world, ["language.1"], 5)
+    one = changed(model, sites, ["language.1"], 5)
     for edits in (
         {},
         behind(world, 2, 1),
@@ -93,7 +93,7 @@ def test_candidates_are_judged_as_if_each_were_run_whole(world, condition, ran):
         one | behind(world, 2, 7),
         behind(world, 0, 8),
         behind(world, 3, 2),
-        changed(world, ["vision.0"], 9) | behind(world, 3, 2),
+        changed(model, sites, ["vision.0"], 9) | behind(world, 3, 2),
         behind(world, 3, 2),
     ):
         for each in sets:
@@ -165,16 +165,11 @@ def test_families(name):
     _, model, prompter = double(name)
     sites = {s.key: s for s in sites_of(model)}
     language = [key for key, site in sites.items() if site.tower == "language"]
-    generator = torch.Generator().manual_seed(0)
     trunk = Trunk(model, sites)
     for condition in CONDITIONS if name != "blip2-opt" else ["multi"]:  # it needs a picture
         probes = ProbeSet(model, prompter, ROWS, condition, batch_size=4)
-        for depth in (1, 1, 1, len(language) - 1, len(language) - 1, 1, 0):
-            edits = {}
-            for key in language[depth:]:
-                out, width = down_weight(model, sites[key]).shape
-                a, b = (torch.randn(*s, generator=generator) for s in ((out, 1), (1, width)))
-                edits[key] = SiteEdit(lowrank=(a, b))
+        for seed, depth in enumerate((1, 1, 1, len(language) - 1, len(language) - 1, 1, 0)):
+            edits = changed(model, sites, language[depth:], seed)
             with edited(model, sites, edits):
                 found, whole = trunk.run(probes, edits), probes.run(model)
             torch.testing.assert_close(found.nll, whole.nll, rtol=1e-9, atol=1e-9)

@@ -363,10 +363,10 @@ def test_the_error_of_what_is_kept_is_that_of_a_mean_over_subjects(vanilla):
     spared = {"language.0": harm["language.0"]}
     before = judge(spared, [])
     assert whole_of(
-        judge.again(harm, before, [(c, g) for c in CONDITIONS for g in before.apart])
+        search.joined(before, judge.about(harm, [(c, g) for c in CONDITIONS for g in before.apart]))
     ) == pytest.approx(whole_of(judge(harm, [])), abs=1e-5)
     part = ("text", sorted(before.apart)[0])
-    after = judge.again(harm, before, [part])
+    after = search.joined(before, judge.about(harm, [part]))
     for name in ("recalled", "nll", "other_recalled", "other_nll", "likelier", "guessed"):
         for condition in CONDITIONS:
             for group, each in after.apart.items():
@@ -383,7 +383,7 @@ def test_the_error_of_what_is_kept_is_that_of_a_mean_over_subjects(vanilla):
     assert judge.cost(harm, start) == {"text": pytest.approx(whole["text"])}
     assert judge.cost(harm, whole) == pytest.approx(whole)
     some = sorted(found.apart)[1:4]
-    alone = judge.about(harm, "text", some)
+    alone = judge.about(harm, [("text", group) for group in some])
     assert list(alone.apart) == some
     for group, part in alone.apart.items():
         for name in ("recalled", "nll", "other_recalled", "other_nll", "likelier", "guessed"):

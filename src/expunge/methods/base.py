@@ -220,21 +220,8 @@ class Judging(Protocol):
     ) -> Verdict:
         """Judge a candidate, and the same made without each fold of the retain subjects."""
 
-    def about(
-        self, edits: Mapping[str, SiteEdit], condition: str, groups: Collection[str]
-    ) -> Verdict:
+    def about(self, edits: Mapping[str, SiteEdit], parts: Collection[Part]) -> Verdict:
         """What a candidate leaves of the forget questions about some groups under a condition."""
-
-    def again(
-        self, edits: Mapping[str, SiteEdit], before: Verdict, parts: Collection[Part]
-    ) -> Verdict:
-        """What a candidate leaves of some groups under some conditions; the rest is as before.
-
-        Args:
-            edits: The candidate.
-            before: A verdict on one that hardly differs for the others.
-            parts: (condition, group) of what is asked.
-        """
 
     def cost(
         self, edits: Mapping[str, SiteEdit], most: Mapping[str, float] | None = None

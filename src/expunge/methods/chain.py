@@ -10,7 +10,7 @@ import torch
 from expunge.detectors import Background
 from expunge.methods.base import PICTURE, Evidence, Fit, Part, Verdict
 from expunge.methods.erase import Erased
-from expunge.methods.search import Strengths, finely, of_groups, said_share
+from expunge.methods.search import Strengths, finely, joined, of_groups, said_share
 from expunge.methods.seek import (
     ALL_KEPT,
     KEPT_SETS,
@@ -197,7 +197,7 @@ class Chain:
             if same(were, self.places[key].found):
                 return
             asked = {(c, group) for c, group in open_ if c in left}
-            now = judge.again(self.edits(self.strengths), now, asked)
+            now = joined(now, judge.about(self.edits(self.strengths), asked))
             yield now
             left &= {c for (c, _), share in of_groups(now).items() if share < 1}
             if not left:
@@ -240,7 +240,7 @@ class Chain:
         for each in found.values():
             tried = self.places | {key: replace(self.places[key], found=each)}
             edits = self._of(tried, self.strengths)
-            forgets.append(finely(judge.about(edits, looked.condition, {g for _, g in parts})))
+            forgets.append(finely(judge.about(edits, parts)))
         return {part: views[best_of([f[part] for f in forgets])] for part in parts}
 
 

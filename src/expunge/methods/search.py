@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from expunge.methods.base import Part, Verdict
@@ -18,6 +19,7 @@ ERRORS = 0.6
 MOST = 0.2
 ABOUT = 0.25
 TEXTS = 10.0
+COUNTED = ("recalled", "nll", "other_recalled", "other_nll", "likelier", "guessed")
 
 Strengths = Mapping[Part, float]
 """Part -> strength; what 1 means is the method's."""
@@ -234,6 +236,30 @@ def finely(now: Verdict) -> dict[Part, float]:
             more = progress(apart)[condition, ""]
             found[condition, group] = (found[condition, group] + more) / 2
     return found
+
+
+def joined(before: Verdict, new: Verdict) -> Verdict:
+    """A verdict with another in the place of what that was asked about.
+
+    Of a condition under which something is new the whole is the mean over the groups, each by how
+    much was asked about it.
+    """
+
+    def over(old: Verdict, newer: Mapping[str, Mapping[str, float]], **more: Any) -> Verdict:
+        both: dict[str, Any] = {n: {**getattr(old, n), **newer[n]} for n in COUNTED}
+        return replace(old, **both, **more)
+
+    apart = dict(before.apart)
+    for group, found in new.apart.items():
+        apart[group] = over(apart[group], {name: getattr(found, name) for name in COUNTED})
+    whole: dict[str, dict[str, float]] = {name: {} for name in COUNTED}
+    for name, condition in product(COUNTED, new.asked):
+        counted = [v for v in apart.values() if condition in getattr(v, name)]
+        number = sum(v.asked[condition] for v in counted)
+        if number:
+            total = sum(v.asked[condition] * getattr(v, name)[condition] for v in counted)
+            whole[name][condition] = total / number
+    return over(before, whole, apart=apart)
 
 
 def standard_error(share: float, number: int | None) -> float:
