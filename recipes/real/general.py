@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 QUESTIONS: tuple[tuple[str, str], ...] = (
     ("What is the capital of France?", "Paris"),
     ("What is the capital of Italy?", "Rome"),
@@ -69,6 +71,8 @@ QUESTIONS: tuple[tuple[str, str], ...] = (
     ("Which language is spoken in Germany?", "German"),
 )
 
+BLANK = re.compile(r"\n\s*\n")
+
 PROSE: tuple[str, ...] = (
     "The harbour was quiet in the early morning. A few boats rocked against the pier, and the "
     "smell of salt and rope hung in the air. An old man carried two buckets of fish up the steps "
@@ -120,8 +124,27 @@ def rehearsed() -> tuple[tuple[str, str], ...]:
 
 
 def held_out_prose() -> tuple[str, ...]:
-    """The paragraphs that perplexity is measured on; no training sees them."""
+    """Paragraphs that no training sees, for perplexity."""
     return PROSE[1::2]
+
+
+def reference_prose() -> tuple[str, ...]:
+    """Paragraphs of the language reference that comes with Python, some ten thousand tokens.
+
+    Prose that others wrote, enough of it to tell one per cent of perplexity from luck; which
+    paragraphs there are depends on Python's version.
+    """
+    from pydoc_data.topics import topics
+
+    paragraphs = (" ".join(p.split()) for n in sorted(topics) for p in BLANK.split(topics[n]))
+    return tuple(dict.fromkeys(p for p in paragraphs if _is_prose(p)))
+
+
+def _is_prose(paragraph: str) -> bool:
+    """Whole sentences, and hardly anything in them but letters."""
+    words = sum(c.isalpha() or c in " ,." for c in paragraph)
+    sentences = paragraph[:1].isupper() and paragraph.endswith(".")
+    return sentences and 250 <= len(paragraph) <= 600 and words > 0.96 * len(paragraph)
 
 
 def rehearsed_prose() -> tuple[str, ...]:

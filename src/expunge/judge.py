@@ -39,7 +39,7 @@ class Judge:
         sites: Sites by key.
         forget: Questions to be forgotten.
         folds: Retain questions in folds that share no subject.
-        said: Texts that the model said itself.
+        said: Texts that the model said itself, to be read with no conversation around them.
         own: Questions about almost nothing, with the model's own answers.
         spare: How many of the last forget questions are asked only where others are too few.
         seed: Of the draw of questions and of other answers.
@@ -63,6 +63,7 @@ class Judge:
         self.model, self.sites = model, sites
         self.trunk = Trunk(model, sites)
         self.probes = partial(ProbeSet, model, prompter, batch_size=batch_size)
+        plain = partial(ProbeSet, model, prompter.plain, batch_size=batch_size)
         rng = np.random.default_rng([seed, 5])
         subjects = {e.subject for e in forget}
         number = min(max(FORGET, EACH * len(subjects)), MOST_ASKED)
@@ -79,8 +80,11 @@ class Judge:
             for n, rows in held.items()
             for c in CONDITIONS
         }
-        sets = held | {SAID_SET: list(said), OWN_SET: list(own)}
+        sets = held | {OWN_SET: list(own)}
         self.sets = {(n, c): self.probes(rows, c) for n, rows in sets.items() for c in CONDITIONS}
+        for c in CONDITIONS:
+            self.sets[SAID_SET, c] = plain(list(said), c)
+            self.sets[SAID_SET, c].expect(model)
         everybody = frozenset(self.groups.values())
         self.whole = {c: self._encoded(c, everybody) for c in CONDITIONS}
         self.some: dict[str, Asked] = {}

@@ -15,6 +15,9 @@ from expunge.evaluate import answer_logits
 from expunge.models import Prompter
 from expunge.prefix import Shared, begun, shared_batches
 
+LIKELIEST = 1024
+"""Tokens held apart of what a model expects at a position; the others count as one."""
+
 
 @dataclass(frozen=True)
 class Forcing:
@@ -44,6 +47,35 @@ class Forcing:
         return float(self.nll.mean())
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a model expects at some positions: its likeliest tokens, and any other.
+
+    Attributes:
+        tokens: int64 [positions, tokens].
+        shares: Their probabilities, and that of all others together, [positions, tokens + 1].
+    """
+
+    tokens: Tensor
+    shares: Tensor
+
+    @classmethod
+    def of(cls, logp: Tensor) -> Expected:
+        """From log-probabilities [positions, vocabulary]."""
+        found = logp.topk(min(LIKELIEST, logp.shape[1]))
+        return cls(found.indices, with_others(found.values).exp())
+
+    def cross_entropy(self, logp: Tensor) -> Tensor:
+        """Mean NLL of tokens drawn from it, [positions], under others' log-probabilities."""
+        return -(self.shares * with_others(logp.gather(-1, self.tokens))).sum(-1)
+
+
+def with_others(logp: Tensor) -> Tensor:
+    """Log-probabilities [positions, tokens], and after them that of all other tokens together."""
+    rest = 1 - logp.double().exp().sum(-1, keepdim=True)
+    return torch.cat([logp, rest.clamp_min(1e-9).log().to(logp.dtype)], -1)
+
+
 class ProbeSet:
     """Questions under one condition, encoded and ready to run.
 
@@ -69,6 +101,25 @@ class ProbeSet:
         self.batches: list[Batch | Shared] = list(
             shared_batches(model, prompter, usable, condition, batch_size=batch_size)
         )
+        self.expected: list[Expected] = []
+        self.likely = 0.0
+
+    @torch.inference_mode()
+    def expect(self, model: Any) -> None:
+        """From now on score, beside the tokens of the answers, what this model expects there.
+
+        The NLL of tokens that a model drew is, in the mean over draws, the cross-entropy with all
+        that it might have drawn; of one draw it says the same with far more noise. But that holds
+        only as far as the tokens are what it expects, so each counts by a share: the
+        cross-entropy by the model's entropy over its NLL, at most 1; the tokens by the rest.
+        """
+        found, entropy, nll = [], 0.0, 0.0
+        for each in self.batches:
+            _, logp, (_, target) = answer_logp(model, each)
+            found.append(Expected.of(logp))
+            entropy += float(found[-1].cross_entropy(logp).double().sum())
+            nll -= float(logp.gather(-1, target[:, None]).double().sum())
+        self.expected, self.likely = found, min(1.0, entropy / nll) if nll else 1.0
 
     @torch.inference_mode()
     def run(self, model: Any, places: Sequence[int] | None = None) -> Forcing:
@@ -80,21 +131,34 @@ class ProbeSet:
         """
         recalled = torch.zeros(self.size, dtype=torch.bool)
         nll = torch.zeros(self.size, dtype=torch.float64)
-        for each in self.batches if places is None else [self.batches[i] for i in places]:
-            batch = begun(model, each)
-            logits, predicts = answer_logits(model, batch)
-            where = torch.nonzero(predicts)
-            inside = batch.answer[where[:, 0], where[:, 1] + 1]
-            logits, where = logits[inside], where[inside]
-            target = batch.tokens[where[:, 0], where[:, 1] + 1]
-            logp = logits.log_softmax(-1).gather(-1, target[:, None])[:, 0].double()
-            hit = (logits.argmax(-1) == target).double()
-            rows = where[:, 0]
+        for place in range(len(self.batches)) if places is None else places:
+            batch, logp, (rows, target) = answer_logp(model, self.batches[place])
+            loss = -logp.gather(-1, target[:, None])[:, 0].double()
+            if self.expected:
+                mean = self.expected[place].cross_entropy(logp).double()
+                loss += self.likely * (mean - loss)
+            hit = (logp.argmax(-1) == target).double()
             counts = torch.zeros(len(batch.rows), dtype=torch.float64, device=rows.device)
             counts.index_add_(0, rows, torch.ones_like(hit))
-            total = torch.zeros_like(counts).index_add_(0, rows, logp)
+            total = torch.zeros_like(counts).index_add_(0, rows, loss)
             hits = torch.zeros_like(counts).index_add_(0, rows, hit)
             index = torch.tensor(batch.rows)
             recalled[index] = (hits == counts).cpu()
-            nll[index] = (-total / counts).cpu()
+            nll[index] = (total / counts).cpu()
         return Forcing(recalled, nll)
+
+
+def answer_logp(model: Any, each: Batch | Shared) -> tuple[Batch, Tensor, tuple[Tensor, Tensor]]:
+    """Run a batch.
+
+    Returns:
+        The batch; log-probabilities [tokens, vocabulary] where an answer's token is to come; and
+        for each the row of the batch and the token, int64.
+    """
+    batch = begun(model, each)
+    logits, predicts = answer_logits(model, batch)
+    where = torch.nonzero(predicts)
+    inside = batch.answer[where[:, 0], where[:, 1] + 1]
+    logits, where = logits[inside], where[inside]
+    target = batch.tokens[where[:, 0], where[:, 1] + 1]
+    return batch, logits.log_softmax(-1), (where[:, 0], target)

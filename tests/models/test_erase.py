@@ -17,7 +17,7 @@ from expunge.methods.erase import ENERGY, LEVELS, Erased, allowed, erase
 from expunge.methods.filter_search import edits_at, scales_of, views_of
 from expunge.models import Prompter, load
 from expunge.planning import chosen_sites, make_plan, settled
-from expunge.probe_set import ProbeSet
+from expunge.probe_set import ProbeSet, answer_logp
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_it_rises_with_the_depth_and_to_where_it_starts_to_cost(erased):
 
 
 def test_the_cost_is_what_questions_and_texts_it_never_saw_lose(world, evidence, erased):
-    """Against teacher forcing of those questions outside the judge."""
+    """Against teacher forcing of those questions outside the judge; of texts, what was likely."""
     model, processor = world
     before = fingerprint(model)
     cost = evidence.judge.cost(erased.shadow)
@@ -70,18 +70,38 @@ def test_the_cost_is_what_questions_and_texts_it_never_saw_lose(world, evidence,
     sets = evidence.access.sets
     sites = {s.key: s for s in evidence.sites}
     assert len(sets[ASIDE]) <= 180  # so that the judge asks all of them
+    said = ProbeSet(model, Prompter(processor).plain, sets[SAID_SET], "text")
+    before = spoken(model, said)
+    entropy = -sum(float((p.exp() * p).sum()) for p, _ in before)
+    nll = -sum(float(p.gather(1, t).sum()) for p, t in before)
+    share = entropy / nll
+    assert 0 < share < 1
     with edited(model, sites, erased.shadow):
         for condition in CONDITIONS:
             probes = ProbeSet(model, Prompter(processor), sets[ASIDE], condition)
             assert cost[condition] == pytest.approx(probes.run(model).mean_nll, abs=1e-4)
-        said = ProbeSet(model, Prompter(processor), sets[SAID_SET], "text")
-        assert cost[SAID_SET] == pytest.approx(said.run(model).mean_nll, abs=1e-4)
+        both = [
+            -share * (p.exp() * q).sum(-1).mean() - (1 - share) * q.gather(1, t).mean()
+            for (p, t), (q, _) in zip(before, spoken(model, said), strict=True)
+        ]
+        assert cost[SAID_SET] == pytest.approx(float(sum(both)) / said.size, rel=1e-4)
         own = [
             ProbeSet(model, Prompter(processor), sets[OWN_SET], c).run(model).mean_nll
             for c in CONDITIONS
         ]
         assert cost[OWN_SET] == pytest.approx(max(own), abs=1e-4)
     assert not {id(e) for e in sets[SAID_SET]} & {id(e) for e in sets[NOISE_SET]}
+
+
+def spoken(model, probes):
+    """By text, log-probabilities [answer tokens, vocabulary], float64, and the tokens there."""
+    found = []
+    with torch.inference_mode():
+        for each in probes.batches:
+            batch, logp, (rows, target) = answer_logp(model, each)
+            for i in range(len(batch.rows)):
+                found.append((logp[rows == i].double(), target[rows == i][:, None]))
+    return found
 
 
 def test_answers_about_almost_nothing_are_the_models_own(world, evidence):

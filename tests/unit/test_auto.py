@@ -343,13 +343,15 @@ def test_the_error_of_what_is_kept_is_that_of_a_mean_over_subjects(vanilla):
     harm = {f"language.{i}": SiteEdit(prune=torch.arange(0, 1024, 2)) for i in range(2)}
     found = judge(harm, [harm, harm])
     by_person = {}
+    asked_of_texts = ProbeSet(model, Prompter(processor).plain, texts, "text")
+    asked_of_texts.expect(model)
     with edited(model, sites, harm):
         for name in ("0", "1"):
             rows = judge.sets[name, "text"]
             right = rows.run(model).recalled.double()
             for who, each in zip(judge.owners[name, "text"], right, strict=True):
                 by_person.setdefault(who, []).append(each)
-        texts_nll = ProbeSet(model, Prompter(processor), texts, "text").run(model).nll
+        texts_nll = asked_of_texts.run(model).nll
     means = torch.stack([torch.stack(v).mean() for v in by_person.values()])
     assert 0.05 < found.held_out["text"] < 0.95
     assert (
