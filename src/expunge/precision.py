@@ -1,0 +1,37 @@
+"""Multiply matrices in half the bits where a CPU is made for it and the result is only judged."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+LARGE = 2**25
+"""Weights from which on it pays; those of smaller models are cast in the time that it saves."""
+UNITS = ("avx512_bf16", "amx_bf16")
+
+
+@contextlib.contextmanager
+def half_products(model: Any) -> Iterator[None]:
+    """Within the block, a large float32 model on a CPU with bfloat16 units multiplies in bfloat16.
+
+    What the layers hand on, norms and sums stay in float32. Everywhere else nothing changes.
+    """
+    if not pays(model):
+        yield
+        return
+    with torch.autocast("cpu", torch.bfloat16):
+        yield
+
+
+def pays(model: Any) -> bool:
+    """Whether `half_products` changes anything for a model."""
+    weights = list(model.parameters())
+    if any(w.device.type != "cpu" or w.dtype != torch.float32 for w in weights):
+        return False
+    if getattr(model, "hf_device_map", None) or sum(w.numel() for w in weights) < LARGE:
+        return False
+    told = getattr(torch.cpu, "get_capabilities", None)  # torch before 2.10 cannot tell
+    return told is not None and any(told().get(unit) for unit in UNITS)
