@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from expunge import precision
 from expunge.data import CONDITIONS, Example
 from expunge.edit import edited
 from expunge.evaluate import teacher_forced
@@ -329,6 +330,24 @@ def whole_of(verdict):
     """What a verdict says of all forget questions together."""
     names = ("recalled", "nll", "other_recalled", "other_nll", "likelier", "guessed")
     return {f"{n} {c}": v for n in names for c, v in getattr(verdict, n).items()}
+
+
+def test_half_the_bits_judge_what_is_forgotten_and_never_what_is_kept(vanilla, monkeypatch):
+    """As they would a large model on a CPU with units for it: nearly, and exactly the same."""
+    model, processor = vanilla
+    sites = {s.key: s for s in find_sites(model)}
+    sets = suite(5).sets
+    folds = [[e for e in sets["retain"] if e.has("text")][:40]]
+    texts = [replace(e, question=None) for e in sets["test"] if e.has("text")][:5]
+    judge = Judge(model, Prompter(processor), sites, sets["forget"], folds, texts)
+    harm = {f"language.{i}": SiteEdit(prune=torch.arange(0, 1024, 2)) for i in range(2)}
+    parts = [("text", group) for group in judge.groups.values()]
+    exact, cost = judge.about(harm, parts), judge.cost(harm)
+    monkeypatch.setattr(precision, "pays", lambda model: True)
+    found = judge.about(harm, parts)
+    assert judge.cost(harm) == cost
+    assert 0 < abs(found.nll["text"] - exact.nll["text"]) < 0.05 * exact.nll["text"]
+    assert found.recalled["text"] == pytest.approx(exact.recalled["text"], abs=0.05)
 
 
 def test_the_error_of_what_is_kept_is_that_of_a_mean_over_subjects(vanilla):

@@ -191,7 +191,8 @@ class Verdict:
         guessed: Share of them that one who never knew would guess; see `judge.guess_rate`.
         apart: Group of subjects -> the same for its forget questions alone, without what was held
             out.
-        said: NLL of each of the texts that the unedited model said by itself, nats a token.
+        said: Loss on each of the texts that the unedited model said by itself, nats a token; see
+            `ProbeSet.expect`.
     """
 
     recalled: Mapping[str, float]
@@ -234,8 +235,8 @@ class Judging(Protocol):
 
         Returns:
             Mean NLL, nats a token: by condition of that fold's answers, under `said` of texts that
-            the unedited model said, and under `own` of its answers to questions about almost
-            nothing, under the condition where that is more.
+            the unedited model said (see `ProbeSet.expect`), and under `own` of its answers to
+            questions about almost nothing, under the condition where that is more.
         """
 
 
