@@ -11,15 +11,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import sys
 from pathlib import Path
 
 from expunge.console import quiet
 
 quiet()
-
-import torch
 
 from base import build
 from expunge.attacks import ATTACKS, attack_run
@@ -31,8 +28,8 @@ from expunge.folder import write_json
 from expunge.models import load
 from expunge.pipeline import read_suite
 from expunge.plan import Plan
-from general import held_out_prose, reference_prose
 from people import suite
+from prose import perplexity, prose, rise
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -67,41 +64,7 @@ def task(out: Path) -> RunConfig:
     return RunConfig.of({"model": str(out / "vanilla"), "gold": str(out / "gold"), **files})
 
 
-@torch.inference_mode()
-def losses(model, processor, paragraphs) -> list[torch.Tensor]:
-    """NLL of every token but the first of each paragraph, nats, float64."""
-    found = []
-    for paragraph in paragraphs:
-        ids = processor.tokenizer(paragraph, return_tensors="pt")["input_ids"].to(model.device)
-        logp = model(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
-        found.append(-logp.gather(-1, ids[0, 1:, None])[:, 0].cpu())
-    return found
-
-
-def prose(model, processor) -> dict[str, list[torch.Tensor]]:
-    """NLL on text that no training saw: paragraphs of our own, and others' (see `general`)."""
-    return {
-        "own": losses(model, processor, held_out_prose()),
-        "reference": losses(model, processor, reference_prose()),
-    }
-
-
-def perplexity(told: list[torch.Tensor]) -> float:
-    """Exp of the mean NLL a token."""
-    return math.exp(float(torch.cat(told).mean()))
-
-
-def rise(before: list[torch.Tensor], now: list[torch.Tensor], draws: int = 2000) -> list[float]:
-    """By which share perplexity has risen, and the ends of its 95 % interval over paragraphs."""
-    more = torch.tensor([float((n - b).sum()) for b, n in zip(before, now, strict=True)])
-    sizes = torch.tensor([len(b) for b in before])
-    chosen = torch.randint(len(sizes), (draws, len(sizes)), generator=torch.manual_seed(0))
-    means = more[chosen].sum(1) / sizes[chosen].sum(1)
-    ends = torch.quantile(means, torch.tensor([0.025, 0.975]))
-    return [math.expm1(float(m)) for m in (more.sum() / sizes.sum(), *ends)]
-
-
-def under(loaded, folder: Path, row: dict) -> dict[str, list[torch.Tensor]]:
+def under(loaded, folder: Path, row: dict) -> dict[str, list]:
     """`prose` of the model edited by the plan of one row of a comparison."""
     with applied(loaded[0], Plan.load(folder / row["run"] / "plan.safetensors")) as edited:
         return prose(edited, loaded[1])

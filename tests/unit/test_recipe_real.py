@@ -22,12 +22,13 @@ def recipe():
         import base
         import general
         import people
+        import prose
         import teach
 
-        yield {"base": base, "general": general, "people": people, "teach": teach}
+        yield {m.__name__: m for m in (base, general, people, prose, teach)}
     finally:
         sys.path.remove(str(RECIPE))
-        for name in ("base", "general", "people", "teach"):
+        for name in ("base", "general", "people", "prose", "teach"):
             sys.modules.pop(name, None)
 
 
@@ -101,6 +102,30 @@ def test_what_is_rehearsed_is_not_what_is_asked(recipe):
     assert not set(general.held_out_prose()) & set(general.rehearsed_prose())
     values = {v for p in World(private=60, public=0).people for v in p.facts.values()}
     assert not values & {answer for _, answer in general.QUESTIONS}
+
+
+def test_the_reference_is_much_prose_and_no_code(recipe):
+    paragraphs = recipe["general"].reference_prose()
+    assert len(paragraphs) == len(set(paragraphs)) > 80
+    assert sum(len(p.split()) for p in paragraphs) > 4000
+    assert not any(">>>" in p or "::=" in p for p in paragraphs)
+
+
+def test_loss_on_prose_is_the_models_own_and_its_rise_a_share(recipe, llava, processor):
+    """Against the loss that the model computes; a rise of a constant has no interval."""
+    prose = recipe["prose"]
+    told = ["Some people walk by the sea.", "Bread is baked."]
+    found = prose.losses(llava, processor, told)
+    for text, loss in zip(told, found, strict=True):
+        ids = processor.tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            wanted = llava(input_ids=ids, labels=ids).loss
+        assert float(loss.mean()) == pytest.approx(float(wanted), abs=1e-5)
+    assert prose.perplexity(found) == pytest.approx(float(torch.cat(found).mean().exp()))
+    more = prose.rise(found, [loss + 0.01 for loss in found])
+    assert more == pytest.approx([np.expm1(0.01)] * 3, abs=1e-6)
+    uneven = prose.rise(found, [found[0] + 0.02, found[1]])
+    assert uneven[1] == pytest.approx(0, abs=1e-6) and uneven[0] < uneven[2] <= np.expm1(0.0201)
 
 
 def test_every_drawn_question_is_of_the_person(recipe):
