@@ -110,8 +110,9 @@ class ProbeSet:
 
         The NLL of tokens that a model drew is, in the mean over draws, the cross-entropy with all
         that it might have drawn; of one draw it says the same with far more noise. But that holds
-        only as far as the tokens are what it expects, so each counts by a share: the
-        cross-entropy by the model's entropy over its NLL, at most 1; the tokens by the rest.
+        only as far as the tokens are what it expects: by its entropy over its NLL, at most 1. The
+        cross-entropy counts by that share and the tokens by the rest, and both together again by
+        that share, since what a model hardly expects is nothing to keep.
         """
         found, entropy, nll = [], 0.0, 0.0
         for each in self.batches:
@@ -136,7 +137,7 @@ class ProbeSet:
             loss = -logp.gather(-1, target[:, None])[:, 0].double()
             if self.expected:
                 mean = self.expected[place].cross_entropy(logp).double()
-                loss += self.likely * (mean - loss)
+                loss = self.likely * (loss + self.likely * (mean - loss))
             hit = (logp.argmax(-1) == target).double()
             counts = torch.zeros(len(batch.rows), dtype=torch.float64, device=rows.device)
             counts.index_add_(0, rows, torch.ones_like(hit))

@@ -81,10 +81,11 @@ def test_the_cost_is_what_questions_and_texts_it_never_saw_lose(world, evidence,
             probes = ProbeSet(model, Prompter(processor), sets[ASIDE], condition)
             assert cost[condition] == pytest.approx(probes.run(model).mean_nll, abs=1e-4)
         both = [
-            -share * (p.exp() * q).sum(-1).mean() - (1 - share) * q.gather(1, t).mean()
+            -share * (share * (p.exp() * q).sum(-1).mean() + (1 - share) * q.gather(1, t).mean())
             for (p, t), (q, _) in zip(before, spoken(model, said), strict=True)
         ]
-        assert cost[SAID_SET] == pytest.approx(float(sum(both)) / said.size, rel=1e-4)
+        # tokens that are hardly likely count as one in the judge
+        assert cost[SAID_SET] == pytest.approx(float(sum(both)) / said.size, rel=1e-3)
         own = [
             ProbeSet(model, Prompter(processor), sets[OWN_SET], c).run(model).mean_nll
             for c in CONDITIONS
