@@ -88,6 +88,46 @@ def _exact(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a model makes of the answer tokens of a batch.
+
+    Attributes:
+        logp: Log-probabilities at the positions that predict them, float32 [tokens, vocabulary].
+        target: The answer tokens, int64 [tokens].
+        row: Example of each token, int64 [tokens].
+        size: Number of examples.
+    """
+
+    logp: Tensor
+    target: Tensor
+    row: Tensor
+    size: int
+
+    @classmethod
+    def of(cls, model: Any, batch: Batch) -> Answers:
+        """Run the model on a batch."""
+        logits, predicts = answer_logits(model, batch)
+        where = torch.nonzero(predicts)
+        inside = batch.answer[where[:, 0], where[:, 1] + 1]
+        where, logp = where[inside], logits[inside].log_softmax(-1)
+        target = batch.tokens[where[:, 0], where[:, 1] + 1]
+        return cls(logp, target, where[:, 0], len(batch.rows))
+
+    def tokens(self) -> Tensor:
+        """Log-probability of each answer token, [tokens]."""
+        return self.logp.gather(-1, self.target[:, None])[:, 0]
+
+    def totals(self) -> Tensor:
+        """Log-probability of each example's whole answer, [size]."""
+        token = self.tokens()
+        return token.new_zeros(self.size).index_add(0, self.row, token)
+
+    def losses(self) -> Tensor:
+        """Mean negative log-likelihood of each example's answer tokens, nats, [size]."""
+        return -self.totals() / torch.bincount(self.row, minlength=self.size).clamp_min(1)
+
+
 @torch.inference_mode()
 def teacher_forced(
     model: Any,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,48 +12,12 @@ from torch import Tensor, nn
 from expunge.collect import Counting
 from expunge.data import Example
 from expunge.encoding import Batch, batches
-from expunge.evaluate import answer_logits
+from expunge.evaluate import Answers
 from expunge.measure import refuse_expert
 from expunge.models import Prompter
 from expunge.positions import Positions, rows_of
 from expunge.sites import Site, down_module
 from expunge.stats import NeuronStats
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model makes of the answer tokens of a batch.
-
-    Attributes:
-        logp: Log-probabilities at the positions that predict them, float32 [tokens, vocabulary].
-        target: The answer tokens, int64 [tokens].
-        row: Example of each token, int64 [tokens].
-        size: Number of examples.
-    """
-
-    logp: Tensor
-    target: Tensor
-    row: Tensor
-    size: int
-
-    @classmethod
-    def of(cls, model: Any, batch: Batch) -> Answers:
-        """Run the model on a batch."""
-        logits, predicts = answer_logits(model, batch)
-        where = torch.nonzero(predicts)
-        inside = batch.answer[where[:, 0], where[:, 1] + 1]
-        where, logp = where[inside], logits[inside].log_softmax(-1)
-        target = batch.tokens[where[:, 0], where[:, 1] + 1]
-        return cls(logp, target, where[:, 0], len(batch.rows))
-
-    def totals(self) -> Tensor:
-        """Log-probability of each example's whole answer, [size]."""
-        token = self.logp.gather(-1, self.target[:, None])[:, 0]
-        return token.new_zeros(self.size).index_add(0, self.row, token)
-
-    def losses(self) -> Tensor:
-        """Mean negative log-likelihood of each example's answer tokens, nats, [size]."""
-        return -self.totals() / torch.bincount(self.row, minlength=self.size).clamp_min(1)
 
 
 @contextlib.contextmanager

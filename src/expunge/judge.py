@@ -14,7 +14,7 @@ import torch
 
 from expunge.data import CONDITIONS, Example
 from expunge.edit import edited
-from expunge.methods.base import OWN_SET, SAID_SET, Part, Verdict
+from expunge.methods.base import FORGOTTEN, OWN_SET, SAID_SET, Part, Verdict
 from expunge.models import Prompter
 from expunge.plan import SiteEdit
 from expunge.precision import half_products
@@ -28,7 +28,6 @@ MOST_ASKED = 1024
 GROUP = 6
 HELD_OUT = 180
 ALTERNATIVES = 1
-FORGOTTEN = ("recalled", "nll", "other_recalled", "other_nll", "likelier")
 
 
 class Judge:
@@ -84,7 +83,7 @@ class Judge:
         sets = held | {OWN_SET: list(own)}
         self.sets = {(n, c): self.probes(rows, c) for n, rows in sets.items() for c in CONDITIONS}
         for c in CONDITIONS:
-            self.sets[SAID_SET, c] = plain(list(said), c)
+            self.sets[SAID_SET, c] = plain(said, c)
             self.sets[SAID_SET, c].expect(model)
         everybody = frozenset(self.groups.values())
         self.whole = {c: self._encoded(c, everybody) for c in CONDITIONS}

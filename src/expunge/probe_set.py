@@ -11,7 +11,7 @@ from torch import Tensor
 
 from expunge.data import Example
 from expunge.encoding import Batch
-from expunge.evaluate import answer_logits
+from expunge.evaluate import Answers
 from expunge.models import Prompter
 from expunge.prefix import Shared, begun, shared_batches
 
@@ -116,10 +116,10 @@ class ProbeSet:
         """
         found, entropy, nll = [], 0.0, 0.0
         for each in self.batches:
-            _, logp, (_, target) = answer_logp(model, each)
-            found.append(Expected.of(logp))
-            entropy += float(found[-1].cross_entropy(logp).double().sum())
-            nll -= float(logp.gather(-1, target[:, None]).double().sum())
+            answers = Answers.of(model, begun(model, each))
+            found.append(Expected.of(answers.logp))
+            entropy += float(found[-1].cross_entropy(answers.logp).double().sum())
+            nll -= float(answers.tokens().double().sum())
         self.expected, self.likely = found, min(1.0, entropy / nll) if nll else 1.0
 
     @torch.inference_mode()
@@ -133,13 +133,14 @@ class ProbeSet:
         recalled = torch.zeros(self.size, dtype=torch.bool)
         nll = torch.zeros(self.size, dtype=torch.float64)
         for place in range(len(self.batches)) if places is None else places:
-            batch, logp, (rows, target) = answer_logp(model, self.batches[place])
-            loss = -logp.gather(-1, target[:, None])[:, 0].double()
+            batch = begun(model, self.batches[place])
+            answers = Answers.of(model, batch)
+            loss, rows = -answers.tokens().double(), answers.row
             if self.expected:
-                mean = self.expected[place].cross_entropy(logp).double()
+                mean = self.expected[place].cross_entropy(answers.logp).double()
                 loss = self.likely * (loss + self.likely * (mean - loss))
-            hit = (logp.argmax(-1) == target).double()
-            counts = torch.zeros(len(batch.rows), dtype=torch.float64, device=rows.device)
+            hit = (answers.logp.argmax(-1) == answers.target).double()
+            counts = torch.zeros(answers.size, dtype=torch.float64, device=rows.device)
             counts.index_add_(0, rows, torch.ones_like(hit))
             total = torch.zeros_like(counts).index_add_(0, rows, loss)
             hits = torch.zeros_like(counts).index_add_(0, rows, hit)
@@ -147,19 +148,3 @@ class ProbeSet:
             recalled[index] = (hits == counts).cpu()
             nll[index] = (total / counts).cpu()
         return Forcing(recalled, nll)
-
-
-def answer_logp(model: Any, each: Batch | Shared) -> tuple[Batch, Tensor, tuple[Tensor, Tensor]]:
-    """Run a batch.
-
-    Returns:
-        The batch; log-probabilities [tokens, vocabulary] where an answer's token is to come; and
-        for each the row of the batch and the token, int64.
-    """
-    batch = begun(model, each)
-    logits, predicts = answer_logits(model, batch)
-    where = torch.nonzero(predicts)
-    inside = batch.answer[where[:, 0], where[:, 1] + 1]
-    logits, where = logits[inside], where[inside]
-    target = batch.tokens[where[:, 0], where[:, 1] + 1]
-    return batch, logits.log_softmax(-1), (where[:, 0], target)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from expunge.data import CONDITIONS, Example
 from expunge.encoding import Batch, batches
 from expunge.errors import InputError, unknown
-from expunge.gradients import Answers
+from expunge.evaluate import Answers
 from expunge.measure import refuse_expert
 from expunge.methods.base import Grid, Tuned
 from expunge.models import Prompter

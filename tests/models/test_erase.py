@@ -10,6 +10,7 @@ from expunge import methods
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS
 from expunge.edit import edited, fingerprint
+from expunge.evaluate import Answers
 from expunge.evidence import gather
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.methods.base import ASIDE, NOISE_SET, OWN_SET, SAID_SET
@@ -17,7 +18,8 @@ from expunge.methods.erase import ENERGY, LEVELS, Erased, allowed, erase
 from expunge.methods.filter_search import edits_at, scales_of, views_of
 from expunge.models import Prompter, load
 from expunge.planning import chosen_sites, make_plan, settled
-from expunge.probe_set import ProbeSet, answer_logp
+from expunge.prefix import begun
+from expunge.probe_set import ProbeSet
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +101,10 @@ def spoken(model, probes):
     found = []
     with torch.inference_mode():
         for each in probes.batches:
-            batch, logp, (rows, target) = answer_logp(model, each)
-            for i in range(len(batch.rows)):
-                found.append((logp[rows == i].double(), target[rows == i][:, None]))
+            answers = Answers.of(model, begun(model, each))
+            for i in range(answers.size):
+                mine = answers.row == i
+                found.append((answers.logp[mine].double(), answers.target[mine][:, None]))
     return found
 
 

@@ -21,7 +21,8 @@ from expunge.data import CONDITIONS, Example
 from expunge.edit import fingerprint
 from expunge.encoding import batches
 from expunge.errors import InputError
-from expunge.gradients import Answers, collect_attributions
+from expunge.evaluate import Answers
+from expunge.gradients import collect_attributions
 from expunge.methods.base import Grid
 from expunge.models import Prompter
 from expunge.plan import Plan, SiteEdit

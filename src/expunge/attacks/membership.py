@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from expunge import metrics
 from expunge.attacks.base import ASKED_WITH, MODELS, Attack, Candidate, Context, Result
 from expunge.data import CONDITIONS, Example
-from expunge.encoding import Batch, batches
-from expunge.evaluate import answer_logits
+from expunge.encoding import batches
+from expunge.evaluate import Answers
 
 BACKWARD = 24
 
@@ -28,14 +26,14 @@ def likelihood_scores(
     found: list[dict[str, float]] = [{}] * len(examples)
     model = candidate.model
     for batch in batches(model, candidate.prompter, examples, condition, batch_size=batch_size):
-        logits, where, target = _answer(model, batch)
-        logp = logits.log_softmax(-1).double()
+        answers = Answers.of(model, batch)
+        logp = answers.logp.double()
         p = logp.exp()
         mu = (p * logp).sum(-1)
         sigma = (p * (logp - mu[:, None]) ** 2).sum(-1).sqrt()
-        own = logp.gather(-1, target[:, None])[:, 0].clamp_max(0)
+        own = logp.gather(-1, answers.target[:, None])[:, 0].clamp_max(0)
         for place, i in enumerate(batch.rows):
-            mine = where == place
+            mine = answers.row == place
             tokens, mean, spread = (t[mine].cpu().numpy() for t in (own, mu, sigma))
             found[i] = {
                 "loss": metrics.loss(tokens),
@@ -58,23 +56,14 @@ def gradient_scores(
         for weight in weights:
             weight.requires_grad_(True)
         for batch in batches(model, candidate.prompter, examples, condition, batch_size=1):
-            logits, _, target = _answer(model, batch)
-            slopes = torch.autograd.grad(cross_entropy(logits, target), weights, allow_unused=True)
+            (loss,) = Answers.of(model, batch).losses()
+            slopes = torch.autograd.grad(loss, weights, allow_unused=True)
             norms = [float(s.double().norm()) for s in slopes if s is not None]
             found[batch.rows[0]] = metrics.grad_norm(norms)
     finally:
         for weight, flag in zip(weights, flags, strict=True):
             weight.requires_grad_(flag)
     return found
-
-
-def _answer(model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits at the answer's tokens, the row of each in the batch, and the tokens."""
-    logits, predicts = answer_logits(model, batch)
-    where = torch.nonzero(predicts)
-    inside = batch.answer[where[:, 0], where[:, 1] + 1]
-    where = where[inside]
-    return logits[inside], where[:, 0], batch.tokens[where[:, 0], where[:, 1] + 1]
 
 
 def aucs(context: Context, candidate: Candidate, condition: str) -> dict[str, float]:

@@ -172,6 +172,10 @@ class Access(Protocol):
         """What enters the MLPs of some sites, by key; see `tokens.collect_tokens`."""
 
 
+FORGOTTEN = ("recalled", "nll", "other_recalled", "other_nll", "likelier")
+"""What a verdict says by condition of the forget questions that were asked."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """How one candidate edit does, by condition (`multi`, `text`).

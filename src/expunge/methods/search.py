@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from expunge.methods.base import Part, Verdict
+from expunge.methods.base import FORGOTTEN, Part, Verdict
 
 FACTOR = 2.0
 BEHIND = 0.25
@@ -19,7 +19,7 @@ ERRORS = 0.6
 MOST = 0.2
 ABOUT = 0.25
 TEXTS = 10.0
-COUNTED = ("recalled", "nll", "other_recalled", "other_nll", "likelier", "guessed")
+COUNTED = (*FORGOTTEN, "guessed")
 
 Strengths = Mapping[Part, float]
 """Part -> strength; what 1 means is the method's."""
