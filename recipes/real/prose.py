@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from expunge.metrics import bootstrap_ci
 from general import held_out_prose, reference_prose
 
 
@@ -33,11 +34,8 @@ def perplexity(told: list[torch.Tensor]) -> float:
     return math.exp(float(torch.cat(told).mean()))
 
 
-def rise(before: list[torch.Tensor], now: list[torch.Tensor], draws: int = 2000) -> list[float]:
+def rise(before: list[torch.Tensor], now: list[torch.Tensor]) -> list[float]:
     """By which share perplexity has risen, and the ends of its 95 % interval over paragraphs."""
-    more = torch.tensor([float((n - b).sum()) for b, n in zip(before, now, strict=True)])
-    sizes = torch.tensor([len(b) for b in before])
-    chosen = torch.randint(len(sizes), (draws, len(sizes)), generator=torch.manual_seed(0))
-    means = more[chosen].sum(1) / sizes[chosen].sum(1)
-    ends = torch.quantile(means, torch.tensor([0.025, 0.975]))
-    return [math.expm1(float(m)) for m in (more.sum() / sizes.sum(), *ends)]
+    more = torch.cat(now) - torch.cat(before)
+    paragraph = [i for i, loss in enumerate(before) for _ in loss]
+    return [math.expm1(m) for m in (float(more.mean()), *bootstrap_ci(more, paragraph))]

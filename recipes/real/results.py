@@ -76,11 +76,10 @@ def note(known: dict, name: str, now: dict, vanilla: dict) -> None:
     known.setdefault("rise", {})[name] = rise(vanilla["reference"], now["reference"])
 
 
-def measure(out: Path, loaded, methods: list[str], known: dict) -> None:
+def measure(out: Path, vanilla: dict, loaded, methods: list[str], known: dict) -> None:
     """Compare, then the perplexity under each plan."""
     config = task(out)
     suite = read_suite(config)
-    vanilla = prose(*loaded)
     if "gold" not in known.get("rise", {}):
         note(known, "base", prose(*build()), vanilla)
         note(known, "vanilla", vanilla, vanilla)
@@ -95,10 +94,9 @@ def measure(out: Path, loaded, methods: list[str], known: dict) -> None:
         print(f"{last['name']}: {pages.pair(values(last, 'forget'))}", flush=True)
 
 
-def other_groups(out: Path, loaded, groups: list[int], known: dict) -> None:
+def other_groups(out: Path, vanilla: dict, loaded, groups: list[int], known: dict) -> None:
     """The default method on other people of the same model; there is no gold for them."""
     base = dataclasses.replace(task(out), gold=None)
-    vanilla = prose(*loaded) if groups else {}
     for group in groups:
         rows = suite(group)
         config = dataclasses.replace(base, forget=f"group {group}", retain=f"group {group}")
@@ -151,7 +149,7 @@ def table(known: dict) -> str:
         )
     told = (
         f"## Methods\n\n`python recipes/real/results.py`. {pages.measured_with()} Accuracy with"
-        " picture / in text alone; depth, seconds (collect and plan, one busy core) and sum as in"
+        " picture / in text alone; depth, seconds (collect and plan, one busy core; auto: two) and sum as in"
         " docs/results.md, which has no `real` set here."
         f" Perplexity is on six paragraphs of our own (the base model's, before teaching:"
         f" {known['perplexity']['base']:.1f}); its rise against vanilla, in per cent, with the 95 %"
@@ -202,9 +200,13 @@ def main() -> None:
     given = parser.parse_args()
     known = json.loads(FOUND.read_text(encoding="utf-8")) if FOUND.is_file() else {}
     if not given.write:
-        loaded = load(task(given.out).model)
-        measure(given.out, loaded, [m for m in given.methods.split(",") if m], known)
-        other_groups(given.out, loaded, [int(g) for g in given.groups.split(",") if g], known)
+        methods = [m for m in given.methods.split(",") if m]
+        groups = [int(g) for g in given.groups.split(",") if g]
+        if methods or groups or "gold" not in known.get("rise", {}):
+            loaded = load(task(given.out).model)
+            vanilla = prose(*loaded)
+            measure(given.out, vanilla, loaded, methods, known)
+            other_groups(given.out, vanilla, loaded, groups, known)
         attacked(given.out, [a for a in given.attacks.split(",") if a], known)
     pages.write_part(PAGE, "results", table(known))
     if "groups" in known:
