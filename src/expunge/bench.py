@@ -24,7 +24,7 @@ from expunge.methods.base import PLAIN_SET, Fit, Grid, Tokens, Tuned
 from expunge.models import Prompter
 from expunge.plan import Plan, SiteEdit
 from expunge.progress import Progress
-from expunge.sites import Inner, Site, inner_of, takes_bias
+from expunge.sites import Inner, Site, hidden, inner_of, takes_bias
 from expunge.stats import NeuronStats
 from expunge.tokens import collect_tokens, explained
 from expunge.tune import Search
@@ -113,6 +113,11 @@ class Bench:
         """See `methods.base.Access.fit`."""
         inner = self._inner.get(key)
         return None if inner is None else Fit(inner.up is not None, takes_bias(self.model, inner))
+
+    def said(self, key: str, x: Tensor) -> Tensor:
+        """See `methods.base.Access.said`."""
+        site = next(s for s in self.sites if s.key == key)
+        return hidden(self.model, site, self._inner[key], x)
 
     @cached_property
     def ends(self) -> Tensor | None:

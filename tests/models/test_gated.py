@@ -36,6 +36,7 @@ from expunge.methods.seek import (
     Seeker,
     edits_at,
 )
+from expunge.methods.spare import Spare
 from expunge.methods.swap import Usual, written
 from expunge.models import Prompter, load
 from expunge.plan import Plan, SiteEdit
@@ -62,6 +63,11 @@ def plan(world, questions):
     with little_noise(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(gated, "ROUNDS", 1)
         return make_plan(*world, questions["forget"], questions["retain"])
+
+
+def spares(number):
+    """So many neurons of a site, which say nothing that the others could foretell."""
+    return Spare(torch.arange(number), torch.zeros(5, number), torch.eye(number), 1.0)
 
 
 def few(questions, place):
@@ -100,6 +106,17 @@ def logits(model, processor, rows, condition="text"):
     (batch,) = batches(model, Prompter(processor), rows, condition, batch_size=len(rows))
     with torch.inference_mode():
         return model(**batch.inputs).logits
+
+
+def entering(world, module, rows):
+    """What enters a module, [n, in], while rows are asked in text."""
+    seen = []
+    hook = module.register_forward_pre_hook(lambda m, given: seen.append(given[0]))
+    try:
+        logits(*world, rows)
+    finally:
+        hook.remove()
+    return seen[0].flatten(0, 1)
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -202,6 +219,21 @@ def test_on_what_is_kept_new_neurons_are_silent(world, questions, small):
         finally:
             hook.remove()
     assert kept < 0.01 * gone
+
+
+def test_others_make_up_for_the_neurons_given_up(world, small, questions):
+    """On questions about neighbours, of whom the plan saw nothing, and at every site."""
+    model = world[0]
+    rewired = {key: edit for key, edit in small.edits.items() if edit.rewire is not None}
+    assert rewired
+    for key, edit in rewired.items():
+        site = next(s for s in find_sites(model) if s.key == key)
+        down, gone = model.get_submodule(site.path), edit.rewire.index
+        z, weight = entering(world, down, questions["neighbor"][:40]), down.weight.detach()
+        out, foretold = edit.lowrank[0][:, -len(gone) :], edit.lowrank[1][-len(gone) :]
+        assert torch.equal(out, weight[:, gone]) and not foretold[:, gone].any()
+        lost = z[:, gone] @ weight[:, gone].T
+        assert (lost - z @ (out @ foretold).T).norm() < 0.7 * lost.norm()
 
 
 def test_new_neurons_do_not_end_answers(world, plan, questions):
@@ -344,7 +376,7 @@ def test_of_what_a_site_gives_each_part_keeps_what_forgets_it_best():
         def _site(self, kept, key, fit, now, left):
             visits.append(key)
             for places in (self.places, self.shadow):
-                places.setdefault(key, Place(Fit(True, True), None, torch.arange(9), 1.0))
+                places.setdefault(key, Place(Fit(True, True), None, spares(9)))
             for recalls in script[key]:
                 for places in (self.places, self.shadow):
                     new = [
@@ -406,7 +438,7 @@ def test_rounds_go_on_until_enough_is_forgotten_and_the_best_is_taken(
 
 def test_each_part_is_looked_at_in_the_view_that_forgets_more_of_it():
     """Of x the picture's detectors forget more, of y and z hardly; z is not looked at."""
-    place, shadow = (Place(Fit(True, True), None, torch.arange(40), 1.0) for _ in range(2))
+    place, shadow = (Place(Fit(True, True), None, spares(40)) for _ in range(2))
     parts = {who: ("multi", who) for who in "xyz"}
     mute = Found(parts["z"], "z", torch.ones(8), 0.4, torch.ones(5))
     known = {"multi": {"x": 0.9, "y": 0.5, "z": 0.0}, PICTURE: {"x": 0.4, "y": 0.48, "z": 0.0}}
@@ -456,7 +488,7 @@ def test_a_group_that_is_kept_too_does_not_hide_another():
     none = torch.zeros(80, dtype=torch.bool)
     tokens = Tokens(x, none, torch.ones(4), x[:, :3], torch.arange(80) % 10, none)
     access = SimpleNamespace(owners=lambda *_: ["who"] * 10, ends=None)
-    place = Place(Fit(True, True), None, torch.arange(4), 1.0)
+    place = Place(Fit(True, True), None, spares(4))
     seeker = Seeker(access, background, place, Usual(background, {}))
     parts = {"who": ("text", "who")}
     assert seeker.seek(Looked("text", tokens, parts, 1), "text") == []
@@ -482,7 +514,7 @@ def test_detectors_of_the_other_view_do_not_change_what_the_first_ones_write():
     none = torch.zeros(120, dtype=torch.bool)
     tokens = Tokens(x, picture, torch.ones(4), stream, torch.arange(120) % 20, none)
     access = SimpleNamespace(owners=lambda *_: ["who"] * 20, ends=None)
-    place = Place(Fit(True, True), None, torch.arange(9), 1.0)
+    place = Place(Fit(True, True), None, spares(9))
     seeker = Seeker(access, background, place, Usual(background, {"multi": kept}))
     looked = Looked("multi", tokens, {"who": ("multi", "who")}, 1)
 
@@ -510,7 +542,7 @@ def test_neurons_write_what_puts_the_usual_in_the_place_of_a_subject(bias):
 
     background = Background.of(drawn(600, 8))
     constant = None if bias else drawn(1, 8)[0]
-    place = Place(Fit(True, bias), constant, torch.arange(9), 1.0)
+    place = Place(Fit(True, bias), constant, spares(9))
     x, streams, none = drawn(40, 8), drawn(40, 5), torch.zeros(40, dtype=torch.bool)
     kept = Tokens(drawn(90, 8), torch.arange(90) % 9 == 0, torch.ones(4), drawn(90, 5))
     tokens = Tokens(x, none, torch.ones(4), streams, torch.arange(40), none)
@@ -558,7 +590,7 @@ def test_where_neurons_are_few_every_part_gets_those_that_write_most_for_it():
     loud, quiet = ("text", "he"), ("text", "she")
     found = [Found(loud, "he", torch.ones(8) * i, 0.4, torch.ones(5), 100 * i) for i in range(1, 9)]
     found += [Found(quiet, "she", torch.ones(8) * i, 0.4, torch.ones(5), i) for i in (11, 12)]
-    place = Place(Fit(True, True), None, torch.arange(5), 1.0, found)
+    place = Place(Fit(True, True), None, spares(5), found)
     rewire = edits_at({"site": place}, {loud: 1.0, quiet: 1.0})["site"].rewire
     levels = (rewire.gate[:, 0] * (1 - 0.4) / 256).round().tolist()
     assert sorted(levels) == [6, 7, 8, 11, 12]
@@ -587,7 +619,7 @@ def test_a_subject_without_anything_like_it_is_not_written_over():
     background = Background.of(torch.randn(50, 8, generator=torch.Generator().manual_seed(2)))
     none = torch.zeros(3, dtype=torch.bool)
     tokens = Tokens(torch.ones(3, 8), none, torch.ones(4), torch.ones(3, 5), torch.arange(3), none)
-    place = Place(Fit(True, True), None, torch.arange(9), 1.0)
+    place = Place(Fit(True, True), None, spares(9))
     seeker = Seeker(SimpleNamespace(ends=None), background, place, Usual(background, {}))
     looked = Looked("text", tokens, {"who": found.part}, 1)
     assert seeker._writing([found], looked, "who", torch.arange(3)) == [found]
@@ -599,7 +631,7 @@ def test_a_new_neuron_grows_with_the_square_of_the_level_where_it_has_a_gate(gat
     generator = torch.Generator().manual_seed(3)
     row, write = torch.randn(8, generator=generator), torch.randn(5, generator=generator)
     found = Found(("text", "who"), "who", row, 0.49, write)
-    place = Place(Fit(gated, True), None, torch.arange(40), 1.0, [found])
+    place = Place(Fit(gated, True), None, spares(40), [found])
     new = edits_at({"site": place}, {("text", "who"): 0.5})["site"].rewire
     level = torch.tensor([0.1, 0.4, 0.6, 0.8, 1.0, 1.5], dtype=torch.float64)
     x = level[:, None] * row.double() / row.double().square().sum()

@@ -140,6 +140,14 @@ def test_every_group_of_subjects_has_a_strength_of_its_own():
     assert chosen == needed and [s.forgotten for s in steps] == [False] * 4 + [True]
 
 
+def test_the_search_tells_every_limit_it_was_held_to():
+    start = verdict(0.1, 4.0, 1.0)
+    words = search.told(start, [], {}, 0.97)["explanation"]
+    assert "keep 97% of their accuracy; if" in words and "by itself" not in words
+    words = search.told(replace(start, said=[1.0]), [], {}, 0.97)["explanation"]
+    assert "texts that the model said by itself 99.7% of their probability a token" in words
+
+
 def test_what_is_only_just_forgotten_is_made_stronger_inside_the_limit():
     """Strangers' answers get likelier: 0.5 - 0.1 s; a standard error of 18 questions is 0.11."""
     parts = [("text", "barely"), ("text", "clear")]

@@ -9,6 +9,7 @@ from expunge import detectors as module
 from expunge.detectors import Background, detectors
 from expunge.methods.base import Fit
 from expunge.methods.seek import AT_ONCE, Place, Seeker
+from expunge.methods.spare import Spare
 from expunge.methods.swap import Usual
 
 
@@ -113,7 +114,8 @@ def test_the_greatest_level_is_that_of_a_loop_over_what_is_kept(steady):
     kept[:, 0] = kept[:, 0] * 0.05 + 2.0
     background = Background.of(kept)
     constant = background.constant.float() if steady else None
-    place = Place(Fit(gated=True, bias=not steady), constant, torch.arange(4), 1.0)
+    spare = Spare(torch.arange(4), torch.zeros(5, 4), torch.eye(4), 1.0)
+    place = Place(Fit(gated=True, bias=not steady), constant, spare)
     groups = [inputs(21 + i, 6, 12, 1.0) for i in range(AT_ONCE + 2)]
     found = Seeker(None, background, place, Usual(background, {}))._detectors(groups)
     assert len(found) == len(groups)

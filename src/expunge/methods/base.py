@@ -154,6 +154,9 @@ class Access(Protocol):
     def fit(self, key: str) -> Fit | None:
         """How new neurons can be put in at a site, None where they cannot."""
 
+    def said(self, key: str, x: Tensor) -> Tensor:
+        """What inputs x [n, in] make the neurons of a site say, [n, width]."""
+
     @property
     def ends(self) -> Tensor | None:
         """What makes the end of an answer likelier; see `ends.end_directions`."""

@@ -22,6 +22,7 @@ from expunge.methods.seek import (
     Seeker,
     edits_at,
     place_at,
+    spare_at,
 )
 from expunge.methods.swap import Usual
 from expunge.plan import SiteEdit
@@ -70,11 +71,11 @@ class Chain:
 
     def _of(self, places: Mapping[str, Place], strengths: Strengths) -> dict[str, SiteEdit]:
         """The edits of some places, and what is taken out beforehand."""
-        return _together(self.erased.edits, edits_at(places, strengths))
+        return together(self.erased.edits, edits_at(places, strengths))
 
     def without(self, strengths: Strengths) -> dict[str, SiteEdit]:
         """The same, made without the subjects that are put aside."""
-        return _together(self.erased.shadow, edits_at(self.shadow, strengths))
+        return together(self.erased.shadow, edits_at(self.shadow, strengths))
 
     def run(self, strengths: Strengths) -> None:
         """Go on until at these strengths everything is forgotten, or no site is left.
@@ -167,22 +168,14 @@ class Chain:
         """
         access, judge = self.evidence.access, self.evidence.judge
         assert access is not None and judge is not None
+        seekers = self._seekers(kept, key, fit)
+        if not seekers:
+            return
         before = self._around(key)
         given = {
             c: access.tokens("forget", c, [key], before, apart=True, streams=True).get(key)
             for c in sorted(left)
         }
-        samples = kept.at(key)
-        seekers = []
-        for places, sets in ((self.places, ALL_KEPT), (self.shadow, KEPT_SETS)):
-            kept_x = [t.x for n in sets for t in samples.get(n, {}).values()]
-            background = Background.of(torch.cat(kept_x))
-            place = places.get(key) or place_at(self.evidence, key, fit, background, samples)
-            if place is None:
-                return
-            places[key] = place
-            usual = Usual(background, samples.get("retain", {}))
-            seekers.append(Seeker(access, background, place, usual))
         for number in ADDED:
             open_ = {part for part, share in of_groups(now).items() if share < 1}
             were = list(self.places[key].found)
@@ -202,6 +195,27 @@ class Chain:
             left &= {c for (c, _), share in of_groups(now).items() if share < 1}
             if not left:
                 return
+
+    def _seekers(self, kept: Kept, key: str, fit: Fit) -> list[Seeker]:
+        """One for the site and one that has not seen the subjects put aside; none if none can be.
+
+        Both have the same neurons to give up.
+        """
+        access, samples = self.evidence.access, kept.at(key)
+        assert access is not None
+        known = self.places.get(key)
+        spare = known.spare if known else spare_at(self.evidence, key, samples)
+        seekers = []
+        for places, sets in ((self.places, ALL_KEPT), (self.shadow, KEPT_SETS)):
+            kept_x = [t.x for n in sets for t in samples.get(n, {}).values()]
+            background = Background.of(torch.cat(kept_x))
+            place = places.get(key) or place_at(fit, background, spare)
+            if place is None:
+                return []
+            places[key] = place
+            usual = Usual(background, samples.get("retain", {}))
+            seekers.append(Seeker(access, background, place, usual))
+        return seekers
 
     def _around(self, key: str) -> dict[str, SiteEdit]:
         """The edits without what new neurons of a site write: those are to be found anew."""
@@ -266,10 +280,21 @@ def same(some: Sequence[Found], others: Sequence[Found]) -> bool:
     return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
-def _together(erased: Mapping[str, SiteEdit], new: Mapping[str, SiteEdit]) -> dict[str, SiteEdit]:
-    """Edits that take out and edits that put new neurons in, as one for each site."""
-    rewired = {k: replace(erased.get(k, SiteEdit()), rewire=e.rewire) for k, e in new.items()}
-    return {**erased, **rewired}
+def together(erased: Mapping[str, SiteEdit], new: Mapping[str, SiteEdit]) -> dict[str, SiteEdit]:
+    """Edits that take out and edits that put new neurons in, as one for each site.
+
+    Neurons that stay take over the weights out that those given up have once it is taken out:
+    W + a b of W, so that (W_G + a b_G) B = W_G B + a (b_G B) is what is added to a b.
+    """
+    both = {}
+    for key, edit in new.items():
+        before, stand_in, rewire = erased.get(key, SiteEdit()).lowrank, edit.lowrank, edit.rewire
+        if before is not None and stand_in is not None and rewire is not None:
+            (a, b), (out, foretold) = before, (each.to(before[0]) for each in stand_in)
+            inside = b + b[:, rewire.index] @ foretold
+            stand_in = torch.cat([a, out], 1), torch.cat([inside, foretold])
+        both[key] = replace(edit, lowrank=stand_in)
+    return {**erased, **both}
 
 
 def leaps(keys: Sequence[str]) -> Iterator[str]:

@@ -331,15 +331,19 @@ def told(start: Verdict, steps: list[Step], chosen: Strengths, keep: float) -> d
     rows = [row({(c, ""): 0.0 for c in start.nll}, start, 1.0, not any(chosen.values()))]
     rows += [row(s.strengths, s.verdict, s.kept, s.strengths is chosen) for s in steps]
     least = 1 - (1 - keep) / TEXTS
-    texts = f" and texts that the model said by itself {least:.1%} of their probability a token"
-    texts = texts if start.said else ""
+    texts = (
+        f" and texts that the model said by itself {least:.1%} of their probability a token (as far"
+        " as it expects them)"
+        if start.said
+        else ""
+    )
     return {
         "explanation": (
             "Candidates of growing strength were tried on the model, each condition with a strength"
             " of its own (the mean, where subjects have their own too). Of those under which"
             " everything is forgotten (the model answers like one"
             " that never knew) the weakest is taken, as long as retain subjects held out of the"
-            f" statistics keep {keep:.0%} of their accuracy; if that limit comes first, the"
+            f" statistics keep {keep:.0%} of their accuracy{texts}; if that limit comes first, the"
             " candidate inside it whose least forgotten condition is forgotten furthest."
         ),
         "limit": keep,

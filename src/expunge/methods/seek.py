@@ -25,6 +25,7 @@ from expunge.methods.base import (
     Tokens,
 )
 from expunge.methods.search import Strengths
+from expunge.methods.spare import Spare, enough
 from expunge.methods.swap import Usual, thinned, written
 from expunge.passes import shown
 from expunge.plan import Rewire, SiteEdit
@@ -39,8 +40,7 @@ SAMPLE = 16384
 HELD_SITES = 4
 COPIES = 3
 LEAST_SAMPLE = 512
-SPARE = 32
-LARGEST_SHARE = 8
+BESIDE = 32
 SHARP = 256.0
 GAIN = 4.0
 SLACK = 0.25
@@ -76,15 +76,13 @@ class Place:
     Attributes:
         fit: How new neurons can be put in.
         constant: Row that stands for 1 where there is no bias, float32 [in], or None.
-        pool: Neurons that can be given up, least used first, int64.
-        size: Typical (median) norm of a neuron's weights out.
+        spare: Neurons that can be given up.
         found: Detectors.
     """
 
     fit: Fit
     constant: Tensor | None
-    pool: Tensor
-    size: float
+    spare: Spare
     found: list[Found] = field(default_factory=list)
 
     def ones(self, x: Tensor) -> Tensor:
@@ -171,23 +169,22 @@ class Kept:
                     self.held[key].setdefault(name, {})[condition] = tokens
 
 
-def place_at(
-    evidence: Evidence,
-    key: str,
-    fit: Fit,
-    background: Background,
-    samples: Mapping[str, Mapping[str, Tokens]],
-) -> Place | None:
+def place_at(fit: Fit, background: Background, spare: Spare) -> Place | None:
     """What can be done at a site; None where a threshold cannot be made."""
-    assert evidence.weight is not None
     if not fit.bias and background.steady < STEADY:
         return None
-    used = torch.stack([t.used for each in samples.values() for t in each.values()]).amax(0)
-    weight = evidence.weight(key)
-    loss = used.to(weight.device) * weight.float().norm(dim=0)
-    pool = loss.argsort(stable=True)[: max(1, len(loss) // LARGEST_SHARE)].cpu()
     constant = None if fit.bias else background.constant.float()
-    return Place(fit, constant, pool, float(weight.float().norm(dim=0).median()))
+    return Place(fit, constant, spare)
+
+
+def spare_at(evidence: Evidence, key: str, samples: Mapping[str, Mapping[str, Tokens]]) -> Spare:
+    """The neurons of a site that can be given up, from what enters it on all that is kept."""
+    access = evidence.access
+    assert evidence.weight is not None and access is not None
+    kept = [t for each in samples.values() for t in each.values()]
+    used = torch.stack([t.used for t in kept]).amax(0)
+    said = [access.said(key, enough(t.x, len(used))) for t in kept]
+    return Spare.of(evidence.weight(key), used, said)
 
 
 @dataclass(frozen=True)
@@ -344,8 +341,9 @@ def edits_at(places: Mapping[str, Place], strengths: Strengths) -> dict[str, Sit
     for key, place in places.items():
         new = [f for f in place.found if strengths.get(f.part, 0.0) > 0]
         if new:
-            chosen = in_turn(new)[: len(place.pool)]
-            edits[key] = SiteEdit(rewire=_rewire(place, chosen, strengths))
+            chosen = in_turn(new)[: len(place.spare.pool)]
+            new_neurons = _rewire(place, chosen, strengths)
+            edits[key] = SiteEdit(lowrank=place.spare.stand_in(len(chosen)), rewire=new_neurons)
     return edits
 
 
@@ -376,13 +374,13 @@ def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
     rows = torch.stack([torch.cat([f.row.cpu(), torch.zeros(1)]) for f in new])
     width = torch.tensor([wide(f.edge) for f in new])
     # as loud as makes the weights out of the new neuron about as large as those of the others
-    amount = (gains * write.norm(dim=0) / place.size).clamp_min(1e-6)
+    amount = (gains * write.norm(dim=0) / place.spare.size).clamp_min(1e-6)
     sharp = torch.full_like(amount, SHARP) if place.fit.gated else amount.clamp_min(SHARP)
     above = (rows - edges[:, None] * one) / width[:, None]
     gate = sharp[:, None] * above
     up = (amount / sharp)[:, None] * above if place.fit.gated else gate[:0]
     down = write * (gains / (amount if place.fit.gated else sharp))
-    pool = place.pool[: 2 * len(new) + SPARE]
+    pool = place.spare.pool[: 2 * len(new) + BESIDE]
     order = pool[: len(new)].argsort()
     return Rewire(
         pool[: len(new)][order],

@@ -105,15 +105,21 @@ def inner_bias(model: nn.Module, path: str) -> Tensor | None:
     return None if bias is None else bias.detach()
 
 
-def explains(model: nn.Module, site: Site, inner: Inner, x: Tensor, z: Tensor) -> bool:
-    """Whether inputs x [n, in] really give the neurons z [n, width] that were seen."""
-    made = torch.ones_like(z)
+def hidden(model: nn.Module, site: Site, inner: Inner, x: Tensor) -> Tensor:
+    """What inputs x [n, in] make the neurons of a site say, [n, width]."""
+    made = torch.ones((), dtype=x.dtype, device=x.device)
     for number, (path, first) in enumerate(inner.parts):
         weight = inner_weight(model, path, site)[first : first + site.width].to(x)
         bias = inner_bias(model, path)
         rows = x @ weight.T
         rows = rows if bias is None else rows + bias[first : first + site.width].to(x)
         made = made * (inner.act(rows) if number == 0 else rows)
+    return made
+
+
+def explains(model: nn.Module, site: Site, inner: Inner, x: Tensor, z: Tensor) -> bool:
+    """Whether inputs x [n, in] really give the neurons z [n, width] that were seen."""
+    made = hidden(model, site, inner, x)
     return float((made - z).norm()) <= CLOSE * float(z.norm()) + 1e-6
 
 

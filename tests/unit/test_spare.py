@@ -1,0 +1,106 @@
+"""Neurons that can be given up, and what the others say in their stead."""
+
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+from expunge.methods.chain import together
+from expunge.methods.spare import LARGEST_SHARE, RIDGE, Spare, enough
+from expunge.plan import Rewire, SiteEdit
+
+WIDTH, OUT, SEEN = 48, 10, 900
+
+
+@pytest.fixture
+def site():
+    """Weights out and what correlated neurons of uneven loudness say, the last of them nothing."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    z = drawn(SEEN, 20) @ drawn(20, WIDTH) * torch.linspace(1, 4, WIDTH)
+    z[:, -1] = 0
+    return drawn(OUT, WIDTH), z
+
+
+def spare_of(weight, z):
+    return Spare.of(weight, z.square().mean(0).sqrt(), [z])
+
+
+def test_the_least_used_can_be_given_up_and_those_that_say_nothing_first(site):
+    weight, z = site
+    spare = spare_of(weight, z)
+    slow = [
+        float((z[:, i].double() ** 2).mean() ** 0.5 * weight[:, i].double().norm())
+        for i in range(WIDTH)
+    ]
+    assert (
+        spare.pool.tolist() == sorted(range(WIDTH), key=slow.__getitem__)[: WIDTH // LARGEST_SHARE]
+    )
+    assert spare.pool[0] == WIDTH - 1
+    assert spare.size == pytest.approx(float(weight.norm(dim=0).median()))
+
+
+@pytest.mark.parametrize("number", [1, 4, 6])
+def test_what_they_say_is_foretold_as_ridge_regression_does(site, number):
+    weight, z = site
+    spare = spare_of(weight, z)
+    out, foretold = spare.stand_in(number)
+    gone = sorted(spare.pool[:number].tolist())
+    stay = [i for i in range(WIDTH) if i not in gone]
+    alpha = RIDGE * float(z.double().square().mean()) * SEEN
+    told = Ridge(alpha=alpha, fit_intercept=False).fit(z[:, stay].double(), z[:, gone].double())
+    slow = torch.as_tensor(told.coef_).reshape(number, len(stay)).float()
+    torch.testing.assert_close(foretold[:, stay], slow, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(out, weight[:, gone], atol=0, rtol=0)
+    assert not foretold[:, gone].any()
+
+
+def test_others_make_up_for_them(site):
+    weight, z = site
+    out, foretold = spare_of(weight, z).stand_in(6)
+    gone = foretold.eq(0).all(0)
+    left = z.clone()
+    left[:, gone] = 0
+    lost = ((z - left) @ weight.T).norm()
+    assert ((z @ weight.T) - left @ (weight + out @ foretold).T).norm() < 0.5 * lost
+
+
+def test_each_set_counts_alike(site):
+    weight, z = site
+    used = z.square().mean(0).sqrt()
+    once, often = (
+        Spare.of(weight, used, [z[:300], z[300:].repeat(times, 1)]).stand_in(6)[1]
+        for times in (1, 5)
+    )
+    torch.testing.assert_close(once, often, atol=1e-5, rtol=1e-4)
+
+
+def test_a_site_that_says_nothing_and_one_seen_once_are_finite(site):
+    weight, z = site
+    for seen in (torch.zeros(5, WIDTH), z[:1]):
+        out, foretold = spare_of(weight, seen).stand_in(6)
+        assert out.isfinite().all() and foretold.isfinite().all()
+
+
+def test_no_more_inputs_than_needed_are_read_evenly():
+    x = torch.arange(1000.0)[:, None]
+    assert enough(x, 48)[:, 0].tolist() == list(range(0, 1000, 10))
+    assert torch.equal(enough(x[:90], 48), x[:90])
+
+
+def test_what_is_taken_out_beforehand_is_not_put_back(site):
+    weight, z = site
+    out, foretold = spare_of(weight, z).stand_in(4)
+    gone = foretold.eq(0).all(0).nonzero()[:, 0]
+    a, b = torch.randn(OUT, 3), torch.randn(3, WIDTH)
+    new = Rewire(gone, torch.zeros(4, 9), torch.zeros(4, 9), torch.zeros(OUT, 4), gone)
+    edits = {"a": SiteEdit(lowrank=(a, b)), "b": SiteEdit(lowrank=(a, b))}
+    both = together(edits, {"a": SiteEdit(lowrank=(out, foretold), rewire=new)})
+    assert both["b"] is edits["b"] and both["a"].rewire is new
+    left = weight + a @ b
+    slow = left + left[:, gone] @ foretold
+    stay = foretold.ne(0).any(0)
+    made = weight + both["a"].lowrank[0] @ both["a"].lowrank[1]
+    torch.testing.assert_close(made[:, stay], slow[:, stay], atol=1e-4, rtol=1e-4)
