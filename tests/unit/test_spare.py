@@ -5,10 +5,10 @@ import torch
 from sklearn.linear_model import Ridge
 
 from expunge.methods.chain import together
-from expunge.methods.spare import LARGEST_SHARE, RIDGE, Spare, enough
+from expunge.methods.spare import AT_ONCE, ENOUGH, LARGEST_SHARE, RIDGE, Spare, moment_of
 from expunge.plan import Rewire, SiteEdit
 
-WIDTH, OUT, SEEN = 48, 10, 900
+WIDTH, OUT, SEEN = 48, 10, 190
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def site():
 
 
 def spare_of(weight, z):
-    return Spare.of(weight, z.square().mean(0).sqrt(), [z])
+    return Spare.of(weight, z.square().mean(0).sqrt(), moment_of(lambda x: x, [z], WIDTH))
 
 
 def test_the_least_used_can_be_given_up_and_those_that_say_nothing_first(site):
@@ -67,14 +67,23 @@ def test_others_make_up_for_them(site):
     assert ((z @ weight.T) - left @ (weight + out @ foretold).T).norm() < 0.5 * lost
 
 
-def test_each_set_counts_alike(site):
-    weight, z = site
-    used = z.square().mean(0).sqrt()
-    once, often = (
-        Spare.of(weight, used, [z[:300], z[300:].repeat(times, 1)]).stand_in(6)[1]
-        for times in (1, 5)
-    )
-    torch.testing.assert_close(once, often, atol=1e-5, rtol=1e-4)
+def test_the_second_moment_is_the_mean_of_that_of_each_set():
+    """Against float64; of a large set evenly spread ones are read, in several parts."""
+    generator = torch.Generator().manual_seed(1)
+    width = AT_ONCE // ENOUGH
+    small, large = (torch.randn(n, 3, generator=generator) for n in (50, 5 * ENOUGH * width))
+    calls = []
+
+    def said(x):
+        calls.append(len(x))
+        return torch.cat([x, torch.zeros(len(x), width - 3)], 1)
+
+    found = moment_of(said, [small, large, large[: AT_ONCE + 5]], width)
+    assert calls == [50, AT_ONCE, AT_ONCE, 5]
+    sets = [small, large[::5], large[: AT_ONCE + 5]]
+    slow = sum(x.T.double() @ x.double() / len(x) for x in sets)
+    torch.testing.assert_close(found[:3, :3], slow, atol=1e-4, rtol=1e-4)
+    assert not found[3:].any()
 
 
 def test_a_site_that_says_nothing_and_one_seen_once_are_finite(site):
@@ -82,12 +91,6 @@ def test_a_site_that_says_nothing_and_one_seen_once_are_finite(site):
     for seen in (torch.zeros(5, WIDTH), z[:1]):
         out, foretold = spare_of(weight, seen).stand_in(6)
         assert out.isfinite().all() and foretold.isfinite().all()
-
-
-def test_no_more_inputs_than_needed_are_read_evenly():
-    x = torch.arange(1000.0)[:, None]
-    assert enough(x, 48)[:, 0].tolist() == list(range(0, 1000, 10))
-    assert torch.equal(enough(x[:90], 48), x[:90])
 
 
 def test_what_is_taken_out_beforehand_is_not_put_back(site):

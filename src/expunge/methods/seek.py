@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from expunge.methods.base import (
     Tokens,
 )
 from expunge.methods.search import Strengths
-from expunge.methods.spare import Spare, enough
+from expunge.methods.spare import Spare, moment_of
 from expunge.methods.swap import Usual, thinned, written
 from expunge.passes import shown
 from expunge.plan import Rewire, SiteEdit
@@ -183,8 +184,8 @@ def spare_at(evidence: Evidence, key: str, samples: Mapping[str, Mapping[str, To
     assert evidence.weight is not None and access is not None
     kept = [t for each in samples.values() for t in each.values()]
     used = torch.stack([t.used for t in kept]).amax(0)
-    said = [access.said(key, enough(t.x, len(used))) for t in kept]
-    return Spare.of(evidence.weight(key), used, said)
+    moment = moment_of(partial(access.said, key), [t.x for t in kept], len(used))
+    return Spare.of(evidence.weight(key), used, moment)
 
 
 @dataclass(frozen=True)

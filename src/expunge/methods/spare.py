@@ -10,7 +10,7 @@ as the Hessian.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 LARGEST_SHARE = 8
 RIDGE = 0.1
 ENOUGH = 2
+AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -38,25 +39,23 @@ class Spare:
     size: float
 
     @classmethod
-    def of(cls, weight: Tensor, used: Tensor, samples: Sequence[Tensor]) -> Spare:
+    def of(cls, weight: Tensor, used: Tensor, moment: Tensor) -> Spare:
         """Find them: those whose root mean square times the norm of their weights out is least.
 
         Args:
             weight: Down projection, [out, width].
             used: Root mean square of z, [width].
-            samples: z on each set of what is kept, [n, width]; each set counts alike.
+            moment: Second moment of z on what is kept, [width, width] float64; a ridge is added.
         """
         weight = weight.float()
         norms = weight.norm(dim=0)
         loss = used.to(norms.device) * norms
         pool = loss.argsort(stable=True)[: max(1, len(loss) // LARGEST_SHARE)]
-        moment = sum((z.T @ z / len(z)).double() for z in samples)
-        assert isinstance(moment, Tensor)
         typical = moment.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-        unit = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-        factor = torch.linalg.cholesky(moment + RIDGE * typical * unit)
-        chosen = pool.to(moment.device)
-        inverse = torch.cholesky_solve(unit[:, chosen], factor).T
+        moment.diagonal().add_(RIDGE * typical)
+        chosen = moment.new_zeros(len(moment), len(pool))
+        chosen[pool, torch.arange(len(pool))] = 1
+        inverse = torch.cholesky_solve(chosen, torch.linalg.cholesky(moment)).T
         out, size = weight[:, pool].cpu(), float(norms.median())
         return cls(pool.cpu(), out, inverse.float().cpu(), size)
 
@@ -73,6 +72,19 @@ class Spare:
         return self.out[:, order], foretold.index_fill(1, gone, 0.0).float()
 
 
-def enough(x: Tensor, width: int) -> Tensor:
-    """Of the inputs of a site [n, in], evenly spread, as many as tell how its neurons relate."""
-    return x[:: max(1, len(x) // (ENOUGH * width))]
+def moment_of(said: Callable[[Tensor], Tensor], samples: Sequence[Tensor], width: int) -> Tensor:
+    """Second moment of what the neurons of a site say on all that is kept, [width, width] float64.
+
+    Args:
+        said: Inputs [n, in] -> z [n, width].
+        samples: Inputs on each set of what is kept; each set counts alike, and of each only as many
+            are read, evenly spread, as tell how the neurons relate.
+        width: Number of neurons.
+    """
+    total = torch.zeros(width, width, dtype=torch.float64, device=samples[0].device)
+    for x in samples:
+        some = x[:: max(1, len(x) // (ENOUGH * width))]
+        for part in some.split(AT_ONCE):
+            z = said(part)
+            total += (z.T @ z / len(some)).double()
+    return total
