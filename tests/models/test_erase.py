@@ -141,7 +141,9 @@ def test_where_second_moments_do_not_fit_nothing_is_taken_out(world):
     with little_noise():
         plan = make_plan(*world, mine, sets["retain"][::24], strength=1.0, memory="64MiB")
     assert "do not fit" in plan.provenance["notes"]["erased"]["left out"]
-    assert {e.kind for e in plan.edits.values()} == {"rewire"}
+    for edit in plan.edits.values():  # nothing but neurons given up and what makes up for them
+        assert edit.lowrank[1].shape[0] == len(edit.rewire.index) > 0
+        assert not edit.lowrank[1][:, edit.rewire.index].any()
 
 
 def test_no_statistics_no_edits(evidence):
