@@ -242,8 +242,8 @@ def test_interrupt_leaves_a_run_that_goes_on(brief, task, tmp_path):
         if job.returncode:
             break
         assert (complaint, json.loads(said)["seed"]) == ("", 5)  # whole, not half interrupted
-    assert (job.returncode, said) == (130, "")
-    assert complaint == "interrupted; run the same command again to go on\n"
+    told = "interrupted; run the same command again to go on\n"
+    assert (job.returncode, said, complaint) == (130, "", told)
     assert not (out / "results.json").exists()
     before = tree(out)
     again = expunge("run", *task.brief, "--out", out, "--json")
