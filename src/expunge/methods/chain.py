@@ -21,7 +21,7 @@ from expunge.methods.seek import (
     Place,
     Seeker,
     edits_at,
-    place_at,
+    has_threshold,
     spare_at,
 )
 from expunge.methods.swap import Usual
@@ -204,17 +204,19 @@ class Chain:
         access, samples = self.evidence.access, kept.at(key)
         assert access is not None
         known = self.places.get(key)
-        spare = known.spare if known else spare_at(self.evidence, key, samples)
+        spare = known.spare if known else None
         seekers = []
         for places, sets in ((self.places, ALL_KEPT), (self.shadow, KEPT_SETS)):
             kept_x = [t.x for n in sets for t in samples.get(n, {}).values()]
             background = Background.of(torch.cat(kept_x))
-            place = places.get(key) or place_at(fit, background, spare)
-            if place is None:
-                return []
-            places[key] = place
+            if key not in places:
+                if not has_threshold(fit, background):
+                    return []
+                spare = spare or spare_at(self.evidence, key, samples)
+                constant = None if fit.bias else background.constant.float()
+                places[key] = Place(fit, constant, spare)
             usual = Usual(background, samples.get("retain", {}))
-            seekers.append(Seeker(access, background, place, usual))
+            seekers.append(Seeker(access, background, places[key], usual))
         return seekers
 
     def _around(self, key: str) -> dict[str, SiteEdit]:
@@ -289,7 +291,8 @@ def together(erased: Mapping[str, SiteEdit], new: Mapping[str, SiteEdit]) -> dic
     both = {}
     for key, edit in new.items():
         before, stand_in, rewire = erased.get(key, SiteEdit()).lowrank, edit.lowrank, edit.rewire
-        if before is not None and stand_in is not None and rewire is not None:
+        assert stand_in is not None and rewire is not None
+        if before is not None:
             (a, b), (out, foretold) = before, (each.to(before[0]) for each in stand_in)
             inside = b + b[:, rewire.index] @ foretold
             stand_in = torch.cat([a, out], 1), torch.cat([inside, foretold])

@@ -170,12 +170,9 @@ class Kept:
                     self.held[key].setdefault(name, {})[condition] = tokens
 
 
-def place_at(fit: Fit, background: Background, spare: Spare) -> Place | None:
-    """What can be done at a site; None where a threshold cannot be made."""
-    if not fit.bias and background.steady < STEADY:
-        return None
-    constant = None if fit.bias else background.constant.float()
-    return Place(fit, constant, spare)
+def has_threshold(fit: Fit, background: Background) -> bool:
+    """Whether a threshold can be made at a site: by a bias, or by what is much the same on all."""
+    return fit.bias or background.steady >= STEADY
 
 
 def spare_at(evidence: Evidence, key: str, samples: Mapping[str, Mapping[str, Tokens]]) -> Spare:
