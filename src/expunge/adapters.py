@@ -94,7 +94,7 @@ def _factors(plan: Plan) -> dict[str, tuple[Tensor, Tensor]]:
                 " cannot hold; save the edited checkpoint instead"
             )
         if edit.lowrank is not None and edit.lowrank[1].shape[0]:
-            a, b = edit.lowrank
+            a, b = (f.float() for f in edit.lowrank)
             if edit.rewire is not None:  # whose columns are replaced whole
                 b = b.index_fill(1, edit.rewire.index, 0.0)
             found[str(plan.sites[key]["path"])] = a, b
@@ -124,7 +124,7 @@ def _add_rewired(
             continue
         for (path, first), rows in zip(inner.parts, (new.gate, new.up), strict=False):
             weight, old = inner_weight(model, path, sites[key]), inner_bias(model, path)
-            places = first + new.index
+            places, rows = first + new.index, rows.float()
             one_hot = torch.zeros(weight.shape[0], len(places))
             one_hot[places, torch.arange(len(places))] = 1.0
             _stack(factors, path, one_hot, rows[:, :-1] - weight[places].float().cpu())

@@ -27,6 +27,7 @@ from expunge.methods.base import (
     PICTURE,
     PLAIN_SET,
     SAID_SET,
+    UNSEEN_SET,
 )
 from expunge.models import Prompter, generates
 from expunge.noise import altered_like, halved, noise_like, plain_of, related_like, told_by
@@ -68,7 +69,7 @@ def gather(
     elif method.folds:
         parts = folded(sets["retain"], method.folds, config.seed)
         sets = {"forget": sets["forget"], **{n: rows for n, rows in parts.items() if rows}}
-    unasked = (ASKED_SET, PLAIN_SET, SAID_SET, OWN_SET)
+    unasked = (ASKED_SET, UNSEEN_SET, PLAIN_SET, SAID_SET, OWN_SET)
     asked = {name: rows for name, rows in sets.items() if name not in unasked}
     if method.noise:
         kept = [e for name, rows in sets.items() if name != "forget" for e in rows]
@@ -128,6 +129,7 @@ def _parted(bench: Bench, method: Method) -> dict[str, Sequence[Example]]:
         "retain": kept,
         ASIDE: aside,
         NOISE_SET: noise,
+        UNSEEN_SET: _almost_nothing(bench, kept, seed + 2),
         PLAIN_SET: plain_of(told[SAID:]),
         SAID_SET: halved(prompter, told[:SAID]),
         OWN_SET: own,

@@ -23,7 +23,7 @@ from expunge.ends import end_directions
 from expunge.errors import InputError
 from expunge.evaluate import ask
 from expunge.fiction.shipped import checkpoint, suite
-from expunge.methods import gated
+from expunge.methods import erase, gated
 from expunge.methods.base import PICTURE, Fit, Tokens, Verdict
 from expunge.methods.chain import POOR, Chain, leaps, left_over
 from expunge.methods.erase import Erased
@@ -221,17 +221,18 @@ def test_on_what_is_kept_new_neurons_are_silent(world, questions, small):
     assert kept < 0.01 * gone
 
 
-def test_others_make_up_for_the_neurons_given_up(world, small, questions):
+def test_others_make_up_for_the_neurons_given_up(world, questions, monkeypatch):
     """On questions about neighbours, of whom the plan saw nothing, and at every site."""
     model = world[0]
-    rewired = {key: edit for key, edit in small.edits.items() if edit.rewire is not None}
+    monkeypatch.setattr(erase, "LEVELS", ())  # else the factors hold what is taken out too
+    rewired = planned(world, questions, 0).edits
     assert rewired
     for key, edit in rewired.items():
         site = next(s for s in find_sites(model) if s.key == key)
         down, gone = model.get_submodule(site.path), edit.rewire.index
         z, weight = entering(world, down, questions["neighbor"][:40]), down.weight.detach()
-        out, foretold = edit.lowrank[0][:, -len(gone) :], edit.lowrank[1][-len(gone) :]
-        assert torch.equal(out, weight[:, gone]) and not foretold[:, gone].any()
+        out, foretold = (factor.float() for factor in edit.lowrank)
+        assert float((out @ foretold)[:, gone].abs().max()) < 1e-4
         lost = z[:, gone] @ weight[:, gone].T
         assert (lost - z @ (out @ foretold).T).norm() < 0.7 * lost.norm()
 
@@ -241,8 +242,8 @@ def test_new_neurons_do_not_end_answers(world, plan, questions):
     ends = end_directions(world[0])
     for edit in plan.edits.values():
         if edit.rewire is not None:
-            along = (ends.T @ edit.rewire.down).norm(dim=0)
-            assert (along <= 1e-4 * edit.rewire.down.norm(dim=0)).all()
+            along = (ends.T @ edit.rewire.down.float()).norm(dim=0)
+            assert (along <= 1e-3 * edit.rewire.down.float().norm(dim=0)).all()
     with applied(world[0], plan):
         said = ask(world[0], Prompter(world[1]), questions["forget"][::3], "multi")
     assert sum(not row.said for row in said) <= 0.05 * len(said)
@@ -270,7 +271,7 @@ def test_it_reads_no_site_after_its_own_neurons(world, questions, monkeypatch):
     monkeypatch.setattr(gated, "ROUNDS", 2)
     monkeypatch.setattr(gated, "NEARLY", 2.0)
     with little_noise():
-        make_plan(*world, *few(questions, 0))
+        make_plan(*world, *few(questions, 1))
     (first,) = read[0][0]  # it goes through the sites twice
     assert not any(set(keys) & written for keys, written in read)
     assert any(first in written for _, written in read)
@@ -489,7 +490,7 @@ def test_a_group_that_is_kept_too_does_not_hide_another():
     tokens = Tokens(x, none, torch.ones(4), x[:, :3], torch.arange(80) % 10, none)
     access = SimpleNamespace(owners=lambda *_: ["who"] * 10, ends=None)
     place = Place(Fit(True, True), None, spares(4))
-    seeker = Seeker(access, background, place, Usual(background, {}))
+    seeker = Seeker(access, background, x[:0], place, Usual(background, {}))
     parts = {"who": ("text", "who")}
     assert seeker.seek(Looked("text", tokens, parts, 1), "text") == []
     (found,) = seeker.seek(Looked("text", tokens, parts, 2), "text")
@@ -515,7 +516,7 @@ def test_detectors_of_the_other_view_do_not_change_what_the_first_ones_write():
     tokens = Tokens(x, picture, torch.ones(4), stream, torch.arange(120) % 20, none)
     access = SimpleNamespace(owners=lambda *_: ["who"] * 20, ends=None)
     place = Place(Fit(True, True), None, spares(9))
-    seeker = Seeker(access, background, place, Usual(background, {"multi": kept}))
+    seeker = Seeker(access, background, x[:0], place, Usual(background, {"multi": kept}))
     looked = Looked("multi", tokens, {"who": ("multi", "who")}, 1)
 
     def said(at):
@@ -551,7 +552,7 @@ def test_neurons_write_what_puts_the_usual_in_the_place_of_a_subject(bias):
     silent = Found(part, "who", torch.zeros(8), 0.3, torch.ones(5), 9.0)
     other = Found(part, "she", two[0].row, 0.1, torch.ones(5))
     seeker = Seeker(
-        SimpleNamespace(ends=None), background, place, Usual(background, {"text": kept})
+        SimpleNamespace(ends=None), background, x[:0], place, Usual(background, {"text": kept})
     )
     looked = Looked("text", tokens, {"who": part}, 1)
     first, she, second = seeker._writing(
@@ -620,7 +621,8 @@ def test_a_subject_without_anything_like_it_is_not_written_over():
     none = torch.zeros(3, dtype=torch.bool)
     tokens = Tokens(torch.ones(3, 8), none, torch.ones(4), torch.ones(3, 5), torch.arange(3), none)
     place = Place(Fit(True, True), None, spares(9))
-    seeker = Seeker(SimpleNamespace(ends=None), background, place, Usual(background, {}))
+    access, usual = SimpleNamespace(ends=None), Usual(background, {})
+    seeker = Seeker(access, background, torch.zeros(0, 8), place, usual)
     looked = Looked("text", tokens, {"who": found.part}, 1)
     assert seeker._writing([found], looked, "who", torch.arange(3)) == [found]
 

@@ -176,6 +176,30 @@ def test_what_is_only_just_forgotten_is_made_stronger_inside_the_limit():
     assert more == dict.fromkeys(parts, 2.0) and len(steps) == 1
 
 
+@pytest.mark.parametrize("keep, more", [(0.9, (0.5, 1.0)), (0.98, (1.0, 1.0)), (0.999, (0.5, 0.5))])
+def test_what_comes_back_when_it_is_stronger_stays_as_it_was(keep, more):
+    """Where that is over the limit, all is stronger; where that is too, nothing."""
+    parts = [("text", "back"), ("text", "on")]
+    left = {(1.0, 1.0): 0.985, (0.5, 1.0): 0.95, (0.5, 0.5): 1.0}
+
+    def judge(s):
+        strengths = tuple(s[p] for p in parts)
+        back = {"text": 0.2 if strengths[0] > 0.5 else 0.1}
+        apart = {"back": verdict_of(back), "on": verdict_of({"text": 0.1})}
+        kept = dict.fromkeys(CONDITIONS, left.get(strengths, 0.0))
+        return replace(verdict(0.0, 1.0, 1.0), apart=apart, held_out=kept)
+
+    def verdict_of(recalled):
+        return Verdict(recalled, {}, {}, {}, {}, {"text": 0.5}, asked={"text": 18})
+
+    chosen = dict.fromkeys(parts, 0.5)
+    start, pace = judge(chosen), search.Pace(0.25, 3, 0, search.of_groups, behind=1.0)
+    steps = [search.Step.of(chosen, start, start, pace)]
+    found = search.further(judge, start, keep, steps, pace, steps[0])
+    assert tuple(found[p] for p in parts) == more
+    assert any(step.strengths == found for step in steps)
+
+
 def test_chance_is_allowed_for_only_where_the_condition_is_forgotten_as_a_whole():
     """Four subjects of 18 questions, of which chance explains three right, but not of each."""
 

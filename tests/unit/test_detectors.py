@@ -108,7 +108,7 @@ def test_groups_together_give_the_detectors_of_each_alone():
 
 
 @pytest.mark.parametrize("steady", [False, True])
-def test_the_greatest_level_is_that_of_a_loop_over_what_is_kept(steady):
+def test_the_greatest_level_is_that_of_a_loop_over_what_is_kept_and_unseen(steady):
     """With a bias levels are plain products, without one they are over the constant's."""
     kept = inputs(20, 400, 12)
     kept[:, 0] = kept[:, 0] * 0.05 + 2.0
@@ -117,9 +117,14 @@ def test_the_greatest_level_is_that_of_a_loop_over_what_is_kept(steady):
     spare = Spare(torch.arange(4), torch.zeros(5, 4), torch.eye(4), 1.0)
     place = Place(Fit(gated=True, bias=not steady), constant, spare)
     groups = [inputs(21 + i, 6, 12, 1.0) for i in range(AT_ONCE + 2)]
-    found = Seeker(None, background, place, Usual(background, {}))._detectors(groups)
+    unseen = torch.cat([kept[:1], 3 * kept[1:9]])
+    found = Seeker(None, background, unseen, place, Usual(background, {}))._detectors(groups)
     assert len(found) == len(groups)
+    louder = 0
     for row, most in found:
-        ones = [float(x @ constant) if steady else 1.0 for x in kept]
-        slow = max(float(x @ row) / max(one, 0.05) for x, one in zip(kept, ones, strict=True))
-        assert most == pytest.approx(slow, abs=1e-4)
+        every = torch.cat([kept, unseen])
+        ones = [float(x @ constant) if steady else 1.0 for x in every]
+        slow = [float(x @ row) / max(one, 0.05) for x, one in zip(every, ones, strict=True)]
+        assert most == pytest.approx(max(slow), abs=1e-4)
+        louder += max(slow) > max(slow[: len(kept)]) + 0.01
+    assert steady or louder > len(groups) / 2

@@ -366,6 +366,21 @@ def test_a_plan_of_a_newer_format_is_refused(tmp_path):
         Plan.load(tmp_path / "plan")
 
 
+def test_half_the_file_holds_the_same_to_three_digits():
+    """But for what float16 cannot hold, which stays as it is, and for indices."""
+    large = torch.tensor([[1.0, 7e4]])
+    rows = torch.randn(2, 1, 3, generator=torch.Generator().manual_seed(0))
+    new = Rewire(torch.tensor([2]), rows[0], rows[1], torch.ones(2, 1), torch.tensor([2, 5]))
+    edit = SiteEdit(lowrank=(torch.randn(2, 1), large), rewire=new)
+    half = edit.halved().tensors()
+    for name, tensor in edit.tensors().items():
+        if name in ("B", "rewired", "pool"):
+            assert half[name].dtype == tensor.dtype and torch.equal(half[name], tensor)
+        else:
+            assert half[name].dtype == torch.float16
+            torch.testing.assert_close(half[name].float(), tensor, rtol=1e-3, atol=1e-6)
+
+
 def test_rewired_neurons_join_inside_their_pools_in_any_order():
     def edit(index, pool, seed):
         generator = torch.Generator().manual_seed(seed)

@@ -101,9 +101,12 @@ def test_what_is_taken_out_beforehand_is_not_put_back(site):
     new = Rewire(gone, torch.zeros(4, 9), torch.zeros(4, 9), torch.zeros(OUT, 4), gone)
     edits = {"a": SiteEdit(lowrank=(a, b)), "b": SiteEdit(lowrank=(a, b))}
     both = together(edits, {"a": SiteEdit(lowrank=(out, foretold), rewire=new)})
-    assert both["b"] is edits["b"] and both["a"].rewire is new
+    half = {n: t.half() for n, t in edits["b"].tensors().items()}
+    assert all(torch.equal(t, half[n]) for n, t in both["b"].tensors().items())
+    assert torch.equal(both["a"].rewire.index, gone)
     left = weight + a @ b
     slow = left + left[:, gone] @ foretold
     stay = foretold.ne(0).any(0)
-    made = weight + both["a"].lowrank[0] @ both["a"].lowrank[1]
-    torch.testing.assert_close(made[:, stay], slow[:, stay], atol=1e-4, rtol=1e-4)
+    factors = [f.float() for f in both["a"].lowrank]
+    change, wanted = factors[0] @ factors[1], slow - weight
+    assert (change - wanted)[:, stay].norm() <= 0.1 * wanted.norm()  # 0.99 of the energy

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from expunge.detectors import Background
-from expunge.methods.base import PICTURE, Evidence, Fit, Part, Verdict
-from expunge.methods.erase import Erased
+from expunge.methods.base import PICTURE, UNSEEN_SET, Evidence, Fit, Part, Verdict
+from expunge.methods.erase import ENERGY, Erased
 from expunge.methods.search import Strengths, finely, joined, of_groups, said_share
 from expunge.methods.seek import (
     ALL_KEPT,
@@ -26,6 +26,7 @@ from expunge.methods.seek import (
 )
 from expunge.methods.swap import Usual
 from expunge.plan import SiteEdit
+from expunge.subspace import compressed
 
 VIEWS = {"multi": ("multi", PICTURE), "text": ("text",)}
 ADDED = (1, 2, 3)
@@ -205,10 +206,11 @@ class Chain:
         assert access is not None
         known = self.places.get(key)
         spare = known.spare if known else None
+        unseen = [t.x for t in samples.get(UNSEEN_SET, {}).values()]
         seekers = []
         for places, sets in ((self.places, ALL_KEPT), (self.shadow, KEPT_SETS)):
-            kept_x = [t.x for n in sets for t in samples.get(n, {}).values()]
-            background = Background.of(torch.cat(kept_x))
+            kept_x = torch.cat([t.x for n in sets for t in samples.get(n, {}).values()])
+            background = Background.of(kept_x)
             if key not in places:
                 if not has_threshold(fit, background):
                     return []
@@ -216,7 +218,8 @@ class Chain:
                 constant = None if fit.bias else background.constant.float()
                 places[key] = Place(fit, constant, spare)
             usual = Usual(background, samples.get("retain", {}))
-            seekers.append(Seeker(access, background, places[key], usual))
+            beyond = torch.cat([kept_x[:0], *unseen])
+            seekers.append(Seeker(access, background, beyond, places[key], usual))
         return seekers
 
     def _around(self, key: str) -> dict[str, SiteEdit]:
@@ -283,10 +286,11 @@ def same(some: Sequence[Found], others: Sequence[Found]) -> bool:
 
 
 def together(erased: Mapping[str, SiteEdit], new: Mapping[str, SiteEdit]) -> dict[str, SiteEdit]:
-    """Edits that take out and edits that put new neurons in, as one for each site.
+    """Edits that take out and edits that put new neurons in, as one small one for each site.
 
     Neurons that stay take over the weights out that those given up have once it is taken out:
-    W + a b of W, so that (W_G + a b_G) B = W_G B + a (b_G B) is what is added to a b.
+    W + a b of W, so that (W_G + a b_G) B = W_G B + a (b_G B) is what is added to a b. Of the sum as
+    many directions are kept as hold `ENERGY` of it.
     """
     both = {}
     for key, edit in new.items():
@@ -296,8 +300,8 @@ def together(erased: Mapping[str, SiteEdit], new: Mapping[str, SiteEdit]) -> dic
             (a, b), (out, foretold) = before, (each.to(before[0]) for each in stand_in)
             inside = b + b[:, rewire.index] @ foretold
             stand_in = torch.cat([a, out], 1), torch.cat([inside, foretold])
-        both[key] = replace(edit, lowrank=stand_in)
-    return {**erased, **both}
+        both[key] = replace(edit, lowrank=compressed(*stand_in, ENERGY)[:2])
+    return {key: edit.halved() for key, edit in {**erased, **both}.items()}
 
 
 def leaps(keys: Sequence[str]) -> Iterator[str]:

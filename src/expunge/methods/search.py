@@ -133,15 +133,29 @@ def further(
     By the first of `FURTHER` that stays in it; by none, if all go over. Questions that nobody asked
     during the search are a little behind those that were asked. Left as they are: parts of which
     strangers' answers are the likelier by a standard error, since to know less than nothing gives
-    somebody away. What is taken besides is as in `search`, but the choice is a candidate.
+    somebody away, and parts of which more is answered when they are stronger: where answers are as
+    unlikely as strangers', some come back by luck. What is taken besides is as in `search`, but the
+    choice is a candidate.
     """
     barely = {part for part in chosen.strengths if not clearly(chosen.verdict, part)}
     for factor in FURTHER if barely else ():
         more = {p: s * factor if p in barely else s for p, s in chosen.strengths.items()}
         steps.append(Step.of(more, start, judge(more), pace))
-        if steps[-1].kept >= keep:
+        if steps[-1].kept < keep:
+            continue
+        back = {p for p in barely if answers(steps[-1].verdict, p) > answers(chosen.verdict, p)}
+        if not back:
             return more
+        some = {p: chosen.strengths[p] if p in back else s for p, s in more.items()}
+        steps.append(Step.of(some, start, judge(some), pace))
+        return some if steps[-1].kept >= keep else more
     return chosen.strengths
+
+
+def answers(now: Verdict, part: Part) -> float:
+    """Share of a group's answers that are recalled."""
+    condition, group = part
+    return now.apart[group].recalled.get(condition, 0.0)
 
 
 def clearly(now: Verdict, part: Part) -> bool:

@@ -19,6 +19,7 @@ from expunge.methods.base import (
     NOISE_SET,
     PICTURE,
     PLAIN_SET,
+    UNSEEN_SET,
     Access,
     Evidence,
     Fit,
@@ -117,7 +118,7 @@ class Bounds:
         """Bounds for inputs of a width, of which `COPIES` more are held while one is worked on."""
         if memory is None:
             return cls()
-        position = 4 * width * (len(ALL_KEPT) + 1) * len(CONDITIONS)  # retain has streams too
+        position = 4 * width * (len(ALL_KEPT) + 2) * len(CONDITIONS)  # retain has streams too
         most = bytes_of(memory) // position
         positions = min(SAMPLE, most // (1 + COPIES))
         if positions < LEAST_SAMPLE:
@@ -156,7 +157,7 @@ class Kept:
 
     def _read(self, keys: Sequence[str]) -> None:
         self.held = {key: {} for key in keys}
-        for name in ALL_KEPT:
+        for name in (*ALL_KEPT, UNSEEN_SET):
             for condition in CONDITIONS:
                 read = self.access.tokens(
                     name,
@@ -179,7 +180,7 @@ def spare_at(evidence: Evidence, key: str, samples: Mapping[str, Mapping[str, To
     """The neurons of a site that can be given up, from what enters it on all that is kept."""
     access = evidence.access
     assert evidence.weight is not None and access is not None
-    kept = [t for each in samples.values() for t in each.values()]
+    kept = [t for name in ALL_KEPT for t in samples.get(name, {}).values()]
     used = torch.stack([t.used for t in kept]).amax(0)
     moment = moment_of(partial(access.said, key), [t.x for t in kept], len(used))
     return Spare.of(evidence.weight(key), used, moment)
@@ -204,10 +205,20 @@ class Looked:
 
 @dataclass
 class Seeker:
-    """Looks for detectors at one site."""
+    """Looks for detectors at one site.
+
+    Attributes:
+        access: The model.
+        background: What is kept, to which detectors are fitted.
+        unseen: Inputs [n, in] about almost nothing, to which none is fitted: on what they are
+            fitted to, detectors are quieter than elsewhere, so thresholds are above both.
+        place: The site.
+        usual: What its layer passes on for what is kept.
+    """
 
     access: Access
     background: Background
+    unseen: Tensor
     place: Place
     usual: Usual
 
@@ -263,7 +274,7 @@ class Seeker:
         return found
 
     def _detectors(self, groups: Sequence[Tensor]) -> list[tuple[Tensor, float]]:
-        """For each set of inputs a row, and its greatest level on what is kept."""
+        """For each set of inputs a row, and its greatest level on what is kept or unseen."""
         background = self.background
         found = []
         for begin in range(0, len(groups), AT_ONCE):
@@ -272,8 +283,10 @@ class Seeker:
             levels = rows @ background.kept.T
             if self.place.constant is not None:
                 levels /= floored(background.ones)
-            most = levels.amax(1).tolist()
-            found += [(background.row(a).float(), m) for a, m in zip(rows, most, strict=True)]
+            for a, level in zip(rows, levels, strict=True):
+                row = background.row(a).float()
+                every = torch.cat([level, self.place.level(self.unseen, row)])
+                found.append((row, float(every.max())))
         return found
 
     def _writing(

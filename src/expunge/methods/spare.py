@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from expunge.stats import SecondMoment
+
 LARGEST_SHARE = 8
 RIDGE = 0.1
 ENOUGH = 2
@@ -83,8 +85,8 @@ def moment_of(said: Callable[[Tensor], Tensor], samples: Sequence[Tensor], width
     """
     total = torch.zeros(width, width, dtype=torch.float64, device=samples[0].device)
     for x in samples:
-        some = x[:: max(1, len(x) // (ENOUGH * width))]
-        for part in some.split(AT_ONCE):
-            z = said(part)
-            total += (z.T @ z / len(some)).double()
+        moment = SecondMoment.zeros(width, x.device)
+        for part in x[:: max(1, len(x) // (ENOUGH * width))].split(AT_ONCE):
+            moment.update(said(part))
+        total += moment.mean
     return total
