@@ -149,7 +149,7 @@ def table(known: dict) -> str:
         )
     told = (
         f"## Methods\n\n`python recipes/real/results.py`. {pages.measured_with()} Accuracy with"
-        " picture / in text alone; depth, seconds (collect and plan, one busy core; auto: two) and"
+        " picture / in text alone; depth, seconds (collect and plan, one busy core) and"
         " sum as in docs/results.md, which has no `real` set here."
         f" Perplexity is on six paragraphs of our own (the base model's, before teaching:"
         f" {known['perplexity']['base']:.1f}); its rise against vanilla, in per cent, with the 95 %"
