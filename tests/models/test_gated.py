@@ -243,7 +243,8 @@ def test_new_neurons_do_not_end_answers(world, plan, questions):
     for edit in plan.edits.values():
         if edit.rewire is not None:
             along = (ends.T @ edit.rewire.down.float()).norm(dim=0)
-            assert (along <= 1e-3 * edit.rewire.down.float().norm(dim=0)).all()
+            rounded = torch.finfo(torch.float16).eps / 2  # the plan's own precision
+            assert (along <= (1e-4 + rounded) * edit.rewire.down.float().norm(dim=0)).all()
     with applied(world[0], plan):
         said = ask(world[0], Prompter(world[1]), questions["forget"][::3], "multi")
     assert sum(not row.said for row in said) <= 0.05 * len(said)
