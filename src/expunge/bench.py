@@ -23,6 +23,7 @@ from expunge.measure import collect_quantile, collect_taps, taps_of
 from expunge.methods.base import PLAIN_SET, Fit, Grid, Tokens, Tuned
 from expunge.models import Prompter
 from expunge.plan import Plan, SiteEdit
+from expunge.precision import half_products
 from expunge.progress import Progress
 from expunge.sites import Inner, Site, hidden, inner_of, takes_bias
 from expunge.stats import NeuronStats
@@ -135,7 +136,7 @@ class Bench:
         streams: bool = False,
         limit: int | None = None,
     ) -> dict[str, Tokens]:
-        """See `methods.base.Access.tokens`."""
+        """See `methods.base.Access.tokens`; of a large model, in half the bits where it pays."""
         places = [(s, self._inner[s.key]) for s in self.sites if s.key in keys]
         rows = self.sets.get(data, [])
         total = sum(e.has(condition) for e in rows)
@@ -143,6 +144,7 @@ class Bench:
             return {}
         with (
             self._edited(edits or {}),
+            half_products(self.model),
             self.progress.task(f"read {data} {condition}", total) as tick,
         ):
             return collect_tokens(

@@ -162,14 +162,15 @@ def _solve(background: Background, weights: Tensor, means: Tensor) -> Tensor:
 def _solved(x: Tensor, c: Tensor, right: Tensor) -> Tensor:
     """Solve (I + X^T diag(c) X) y = right for each column of right, one problem a group.
 
-    Directly where that is quick, else by conjugate gradients.
+    Directly where that is quick (up to `DIRECT` wide, or no wider than n), else by conjugate
+    gradients.
 
     Args:
         x: X, [groups, n, width].
         c: Weights, at least 0, [groups, n].
         right: [groups, width, k].
     """
-    if right.shape[1] <= DIRECT:
+    if right.shape[1] <= max(DIRECT, x.shape[1]):
         unit = torch.eye(right.shape[1], dtype=torch.float64, device=right.device)
         whole = unit + (x.mT @ (c[:, :, None] * x)).double()
         return torch.cholesky_solve(right.double(), torch.linalg.cholesky(whole)).float()

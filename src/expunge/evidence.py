@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +34,7 @@ from expunge.models import Prompter, generates
 from expunge.noise import altered_like, halved, noise_like, plain_of, related_like, told_by
 from expunge.parallel import least, part
 from expunge.passes import Name, Passes, free_memory, groups_within
+from expunge.precision import half_products
 from expunge.progress import Progress
 from expunge.sites import Site, down_weight, inner_of
 from expunge.stats import Moment, NeuronStats
@@ -75,7 +77,7 @@ def gather(
         kept = [e for name, rows in sets.items() if name != "forget" for e in rows]
         asked[NOISE_SET] = noise_like(prompter, kept, config.seed)
     reach = reach_of(asked, sites, method)
-    collector = _Collector(model, prompter, asked, config, shown)
+    collector = _Collector(model, prompter, asked, config, shown, half=bool(method.aside))
     neurons: dict[Name, Any] = {}
     second: Mapping[Name, Any] = {}
     if method.neurons:
@@ -179,13 +181,19 @@ def reach_of(
 
 @dataclass(frozen=True)
 class _Collector:
-    """Runs a set under a condition and sums what its activations are at some sites."""
+    """Runs a set under a condition and sums what its activations are at some sites.
+
+    Attributes:
+        half: Whether a large model may multiply in half the bits where that pays: for a method
+            whose every candidate is asked on the model, and none that others have defined.
+    """
 
     model: Any
     prompter: Prompter
     asked: Mapping[str, Sequence[Example]]
     config: RunConfig
     shown: Progress
+    half: bool = False
 
     def neurons(self, of: Name, sites: Sequence[Site]) -> dict[str, NeuronStats]:
         """Neuron statistics by site key."""
@@ -202,7 +210,8 @@ class _Collector:
         if condition == PICTURE:
             condition, positions, rows = "multi", "image", each_picture(rows)
         total = -(-sum(e.has(condition) for e in rows) // part()[1])
-        with self.shown.task(f"collect {name} {condition}", total) as tick:
+        half = half_products(self.model) if self.half else nullcontext()
+        with half, self.shown.task(f"collect {name} {condition}", total) as tick:
             return collect_statistics(
                 self.model,
                 self.prompter,

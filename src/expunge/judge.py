@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -163,7 +164,7 @@ class Judge:
         """What edits that are carried out leave, by condition of what is asked about groups.
 
         Of this little is asked exactly: how often an answer is the likeliest, or likelier than
-        another. What edits cost is a matter of thousandths, and never asked in half the bits.
+        another, so that half the bits tell it.
         """
         asked = {c: self._asked(c, frozenset(some)) for c, some in groups.items()}
         with half_products(self.model):
@@ -207,12 +208,18 @@ class Judge:
         edits: Mapping[str, SiteEdit],
         conditions: Collection[str] = CONDITIONS,
     ) -> dict[tuple[str, str], Forcing]:
-        """How the model does on a set under edits that are carried out already."""
-        return {
-            (name, c): self.trunk.run(probes, edits)
-            for c in CONDITIONS
-            if c in conditions and (probes := self.sets[name, c]).size
-        }
+        """How the model does on a set under edits that are carried out already.
+
+        What answers to almost nothing may lose is a matter of tenths (`erase.OTHERWISE`), and half
+        the bits tell it; what others may lose is one of thousandths.
+        """
+        half = half_products(self.model) if name == OWN_SET else nullcontext()
+        with half:
+            return {
+                (name, c): self.trunk.run(probes, edits)
+                for c in CONDITIONS
+                if c in conditions and (probes := self.sets[name, c]).size
+            }
 
 
 @dataclass(frozen=True)

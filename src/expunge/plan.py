@@ -135,12 +135,15 @@ class SiteEdit:
 
     def cpu(self) -> SiteEdit:
         """The same in the CPU's memory."""
-        return SiteEdit.from_tensors({name: t.cpu() for name, t in self.tensors().items()})
+        return self._mapped(Tensor.cpu)
 
     def halved(self) -> SiteEdit:
         """The same in float16, whatever fits into its range: half the file."""
-        named = self.tensors()
-        return SiteEdit.from_tensors({n: t.half() if _fits(t) else t for n, t in named.items()})
+        return self._mapped(lambda t: t.half() if _fits(t) else t)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> SiteEdit:
+        """The same of changed tensors."""
+        return SiteEdit.from_tensors({name: change(t) for name, t in self.tensors().items()})
 
     def join(self, other: SiteEdit) -> SiteEdit:
         """Both edits; the same whichever comes first, bit for bit."""

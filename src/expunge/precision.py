@@ -1,4 +1,8 @@
-"""Multiply matrices in half the bits where a CPU is made for it and the result is only judged."""
+"""Multiply matrices in half the bits where a CPU is made for it and the result is judged anyway.
+
+So the default method sees what is to be forgotten and what enters the sites. What is kept answers
+in all bits, and so does the model that is written.
+"""
 
 from __future__ import annotations
 

@@ -188,11 +188,15 @@ class Moment(ABC):
         times: int = 1,
         places: Tensor | None = None,
     ) -> None:
-        """Add activations; the arguments are those of `NeuronStats.update`."""
+        """Add activations; the arguments are those of `NeuronStats.update`.
+
+        What makes the model's products less precise makes none of these so.
+        """
         rows, places = counted(z, mask, places, self.width)
         rows = rows if places is None else rows.index_select(0, places)
         self.count += len(rows) * times
-        self._add(rows, times)
+        with torch.autocast(rows.device.type, enabled=False):
+            self._add(rows, times)
 
 
 @dataclass

@@ -42,6 +42,11 @@ def erased(evidence):
     return erase(evidence)
 
 
+def test_what_is_judged_is_what_a_plan_holds(erased):
+    tensors = [t for es in (erased.edits, erased.shadow) for e in es.values() for t in e.lowrank]
+    assert tensors and all(t.dtype == torch.float16 for t in tensors)
+
+
 def test_it_rises_with_the_depth_and_to_where_it_starts_to_cost(erased):
     levels = list(erased.notes["levels"].values())
     assert levels == sorted(levels) and set(levels) <= {0.0, *LEVELS} and max(levels) > 0
@@ -132,7 +137,7 @@ def test_at_each_site_it_is_the_filter(evidence, erased):
         same = {(c, ""): level for c in scales}
         a, b = edits_at(evidence, {key: final[key]}, scales, same, ENERGY)[key].lowrank
         ours = erased.edits[key].lowrank
-        assert torch.equal(a, ours[0]) and torch.equal(b, ours[1])
+        assert torch.equal(a.half(), ours[0]) and torch.equal(b.half(), ours[1])
 
 
 def test_where_second_moments_do_not_fit_nothing_is_taken_out(world):

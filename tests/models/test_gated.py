@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from expunge import evidence
+from expunge import evidence, methods, precision
 from expunge.bench import Bench
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS
@@ -22,6 +22,7 @@ from expunge.encoding import batches
 from expunge.ends import end_directions
 from expunge.errors import InputError
 from expunge.evaluate import ask
+from expunge.evidence import gather
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.methods import erase, gated
 from expunge.methods.base import PICTURE, Fit, Tokens, Verdict
@@ -40,7 +41,7 @@ from expunge.methods.spare import Spare
 from expunge.methods.swap import Usual, written
 from expunge.models import Prompter, load
 from expunge.plan import Plan, SiteEdit
-from expunge.planning import make_plan
+from expunge.planning import chosen_sites, make_plan, settled
 from expunge.probe_set import ProbeSet
 from expunge.sites import explains, find_sites, inner_of
 
@@ -85,6 +86,39 @@ def little_noise():
             patch.setattr(evidence, name, partial(getattr(evidence, name), number=64))
         patch.setattr(evidence, "OWN", 16)
         yield
+
+
+@pytest.mark.parametrize("name", ["auto", "filter-search"])
+def test_half_the_bits_do_for_the_default_method_alone(world, questions, name, monkeypatch):
+    """What enters sites and its moments, against those in all bits; sums stay in float64."""
+    forget, retain = few(questions, 0)
+    sets = {"forget": forget, "retain": retain[::3]}
+    config = settled(RunConfig.of({"method": name}))
+    sites = chosen_sites(world[0], config)
+    kept = "retain" if name == "auto" else "retain 0"
+
+    def gathered():
+        with little_noise():
+            return gather(world[0], Prompter(world[1]), sets, sites, config, methods.get(name))
+
+    def moments(found):
+        return [found.moments[kept, "text"][s.key].mean.clone() for s in sites]
+
+    exact = gathered()
+    whole = moments(exact)
+    entered = exact.access.tokens("forget", "text", ["language.2"])["language.2"].x
+    monkeypatch.setattr(precision, "pays", lambda model: True)
+    half = gathered()
+    read = half.access.tokens("forget", "text", ["language.2"])["language.2"].x
+    assert read.dtype == torch.float32
+    assert 1e-4 < float((read - entered).norm() / entered.norm()) < 0.05
+    for m, w in zip(moments(half), whole, strict=True):
+        assert m.dtype == torch.float64
+        if name == "auto":
+            assert 1e-5 < float((m - w).norm() / w.norm()) < 0.05
+            assert float((m - m.T).abs().max()) == 0 and float(m.diagonal().min()) >= 0
+        else:
+            assert torch.equal(m, w)
 
 
 def planned(world, questions, place):

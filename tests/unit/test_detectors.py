@@ -52,14 +52,21 @@ def test_the_constant_is_the_least_squares_fit_of_one():
     assert background.steady > 0.8
 
 
-@pytest.mark.parametrize("width", [12, module.DIRECT + 40])
-def test_the_solver_agrees_with_a_dense_one(width):
-    """Two problems at once, of which the second has fewer inputs."""
-    x = torch.stack([inputs(6, 60, width), inputs(7, 60, width)])
-    c = torch.rand(2, 60, generator=torch.Generator().manual_seed(7))
+@pytest.mark.parametrize(
+    ("width", "number", "calls"),
+    [(12, 60, 1), (module.DIRECT + 40, 60, 0), (module.DIRECT + 40, module.DIRECT + 40, 1)],
+)
+def test_the_solver_agrees_with_a_dense_one(width, number, calls, monkeypatch):
+    """Two problems at once, of which the second has fewer inputs; directly or step by step."""
+    directly = []
+    solve = torch.cholesky_solve
+    monkeypatch.setattr(torch, "cholesky_solve", lambda *a: directly.append(1) or solve(*a))
+    x = torch.stack([inputs(6, number, width), inputs(7, number, width)])
+    c = torch.rand(2, number, generator=torch.Generator().manual_seed(7))
     c[1, 20:] = 0.0
     right = torch.stack([inputs(8, width, 2), inputs(9, width, 2)])
     found = module._solved(x, c, right).double()
+    assert len(directly) == calls
     for i in range(2):
         gram = x[i].double().T @ torch.diag(c[i].double()) @ x[i].double()
         slow = torch.linalg.solve(torch.eye(width) + gram, right[i].double())

@@ -297,11 +297,12 @@ def together(erased: Mapping[str, SiteEdit], new: Mapping[str, SiteEdit]) -> dic
         before, stand_in, rewire = erased.get(key, SiteEdit()).lowrank, edit.lowrank, edit.rewire
         assert stand_in is not None and rewire is not None
         if before is not None:
-            (a, b), (out, foretold) = before, (each.to(before[0]) for each in stand_in)
+            a, b = (each.float() for each in before)
+            out, foretold = (each.to(a) for each in stand_in)
             inside = b + b[:, rewire.index] @ foretold
             stand_in = torch.cat([a, out], 1), torch.cat([inside, foretold])
-        both[key] = replace(edit, lowrank=compressed(*stand_in, ENERGY)[:2])
-    return {key: edit.halved() for key, edit in {**erased, **both}.items()}
+        both[key] = replace(edit, lowrank=compressed(*stand_in, ENERGY)[:2]).halved()
+    return {**erased, **both}
 
 
 def leaps(keys: Sequence[str]) -> Iterator[str]:

@@ -106,4 +106,4 @@ def _edits(
         if level:
             same = {(c, ""): level for c in scales}
             edits |= edits_at(evidence, {key: found[key]}, scales, same, ENERGY)
-    return edits
+    return {key: edit.halved() for key, edit in edits.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ LEAST_SAMPLE = 512
 BESIDE = 32
 SHARP = 256.0
 GAIN = 4.0
-SLACK = 0.25
+SLACK = 0.1
 STEADY = 0.5
 
 
@@ -276,18 +276,23 @@ class Seeker:
     def _detectors(self, groups: Sequence[Tensor]) -> list[tuple[Tensor, float]]:
         """For each set of inputs a row, and its greatest level on what is kept or unseen."""
         background = self.background
-        found = []
+        found: list[tuple[Tensor, float]] = []
         for begin in range(0, len(groups), AT_ONCE):
             some = [background.whiten(x) for x in groups[begin : begin + AT_ONCE]]
             rows = detectors(background, some)
-            levels = rows @ background.kept.T
+            kept = rows @ background.kept.T
             if self.place.constant is not None:
-                levels /= floored(background.ones)
-            for a, level in zip(rows, levels, strict=True):
-                row = background.row(a).float()
-                every = torch.cat([level, self.place.level(self.unseen, row)])
-                found.append((row, float(every.max())))
+                kept /= floored(background.ones)
+            plain = torch.stack([background.row(a).float() for a in rows])
+            beyond = plain @ self.unseen.T / floored(self.ones)
+            most = torch.cat([kept, beyond], 1).amax(1)
+            found += zip(plain, most.tolist(), strict=True)
         return found
+
+    @cached_property
+    def ones(self) -> Tensor:
+        """What stands for 1 at the unseen inputs, [n]."""
+        return self.place.ones(self.unseen)
 
     def _writing(
         self, found: Sequence[Found], looked: Looked, name: str, positions: Tensor
