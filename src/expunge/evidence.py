@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -210,8 +209,10 @@ class _Collector:
         if condition == PICTURE:
             condition, positions, rows = "multi", "image", each_picture(rows)
         total = -(-sum(e.has(condition) for e in rows) // part()[1])
-        half = half_products(self.model) if self.half else nullcontext()
-        with half, self.shown.task(f"collect {name} {condition}", total) as tick:
+        with (
+            half_products(self.model, self.half),
+            self.shown.task(f"collect {name} {condition}", total) as tick,
+        ):
             return collect_statistics(
                 self.model,
                 self.prompter,

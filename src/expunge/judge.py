@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -213,8 +212,7 @@ class Judge:
         What answers to almost nothing may lose is a matter of tenths (`erase.OTHERWISE`), and half
         the bits tell it; what others may lose is one of thousandths.
         """
-        half = half_products(self.model) if name == OWN_SET else nullcontext()
-        with half:
+        with half_products(self.model, name == OWN_SET):
             return {
                 (name, c): self.trunk.run(probes, edits)
                 for c in CONDITIONS

@@ -1,7 +1,7 @@
 """Multiply matrices in half the bits where a CPU is made for it and the result is judged anyway.
 
-So the default method sees what is to be forgotten and what enters the sites. What is kept answers
-in all bits, and so does the model that is written.
+So the default method sees what is to be forgotten, what enters the sites and answers about almost
+nothing. What retain subjects and texts lose is asked in all bits, and so is the model written.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ UNITS = ("avx512_bf16", "amx_bf16")
 
 
 @contextlib.contextmanager
-def half_products(model: Any) -> Iterator[None]:
+def half_products(model: Any, wanted: bool = True) -> Iterator[None]:
     """Within the block, a large float32 model on a CPU with bfloat16 units multiplies in bfloat16.
 
-    What the layers hand on, norms and sums stay in float32. Everywhere else nothing changes.
+    What the layers hand on, norms and sums stay in float32. Everywhere else, and
+    where it is not wanted, nothing changes.
     """
-    if not pays(model):
+    if not wanted or not pays(model):
         yield
         return
     with torch.autocast("cpu", torch.bfloat16):

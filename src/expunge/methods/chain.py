@@ -206,11 +206,12 @@ class Chain:
         assert access is not None
         known = self.places.get(key)
         spare = known.spare if known else None
-        unseen = [t.x for t in samples.get(UNSEEN_SET, {}).values()]
+        none = next(t.x[:0] for each in samples.values() for t in each.values())
+        unseen = torch.cat([none, *(t.x for t in samples.get(UNSEEN_SET, {}).values())])
         seekers = []
         for places, sets in ((self.places, ALL_KEPT), (self.shadow, KEPT_SETS)):
-            kept_x = torch.cat([t.x for n in sets for t in samples.get(n, {}).values()])
-            background = Background.of(kept_x)
+            kept_x = [t.x for n in sets for t in samples.get(n, {}).values()]
+            background = Background.of(torch.cat(kept_x))
             if key not in places:
                 if not has_threshold(fit, background):
                     return []
@@ -218,8 +219,7 @@ class Chain:
                 constant = None if fit.bias else background.constant.float()
                 places[key] = Place(fit, constant, spare)
             usual = Usual(background, samples.get("retain", {}))
-            beyond = torch.cat([kept_x[:0], *unseen])
-            seekers.append(Seeker(access, background, beyond, places[key], usual))
+            seekers.append(Seeker(access, background, unseen, places[key], usual))
         return seekers
 
     def _around(self, key: str) -> dict[str, SiteEdit]:
