@@ -122,14 +122,14 @@ def _add_rewired(
         new, inner = edit.rewire, inner_of(model, sites[key])
         if new is None or inner is None:
             continue
-        for (path, first), rows in zip(inner.parts, (new.gate, new.up), strict=False):
+        for (path, first), (rows, added) in zip(inner.parts, new.inner, strict=False):
             weight, old = inner_weight(model, path, sites[key]), inner_bias(model, path)
-            places, rows = first + new.index, rows.float()
+            places = first + new.index
             one_hot = torch.zeros(weight.shape[0], len(places))
             one_hot[places, torch.arange(len(places))] = 1.0
-            _stack(factors, path, one_hot, rows[:, :-1] - weight[places].float().cpu())
+            _stack(factors, path, one_hot, rows.float() - weight[places].float().cpu())
             bias = biases.setdefault(path, torch.zeros(weight.shape[0]))
-            bias[places] = rows[:, -1] - (0 if old is None else old[places].float().cpu())
+            bias[places] = added.float() - (0 if old is None else old[places].float().cpu())
         weight = down_weight(model, sites[key])
         one_hot = torch.zeros(len(new.index), weight.shape[1])
         one_hot[torch.arange(len(new.index)), new.index] = 1.0

@@ -20,12 +20,12 @@ from expunge.ends import end_directions
 from expunge.errors import unknown
 from expunge.gradients import collect_attributions
 from expunge.measure import collect_quantile, collect_taps, taps_of
-from expunge.methods.base import PLAIN_SET, Fit, Grid, Tokens, Tuned
+from expunge.methods.base import PLAIN_SET, Fit, Grid, Ground, Tokens, Tuned
 from expunge.models import Prompter
 from expunge.plan import Plan, SiteEdit
 from expunge.precision import half_products
 from expunge.progress import Progress
-from expunge.sites import Inner, Site, hidden, inner_of, takes_bias
+from expunge.sites import Inner, Site, hidden, inner_of, takes_bias, values_of
 from expunge.stats import NeuronStats
 from expunge.tokens import collect_tokens, explained
 from expunge.tune import Search
@@ -113,12 +113,19 @@ class Bench:
     def fit(self, key: str) -> Fit | None:
         """See `methods.base.Access.fit`."""
         inner = self._inner.get(key)
-        return None if inner is None else Fit(inner.up is not None, takes_bias(self.model, inner))
+        if inner is None:
+            return None
+        bias = takes_bias(self.model, inner)
+        values = None if bias else values_of(self.model, self._site(key))
+        ground = None if values is None else Ground(values.write, values.size)
+        return Fit(inner.up is not None, bias, ground)
 
     def said(self, key: str, x: Tensor) -> Tensor:
         """See `methods.base.Access.said`."""
-        site = next(s for s in self.sites if s.key == key)
-        return hidden(self.model, site, self._inner[key], x)
+        return hidden(self.model, self._site(key), self._inner[key], x)
+
+    def _site(self, key: str) -> Site:
+        return next(s for s in self.sites if s.key == key)
 
     @cached_property
     def ends(self) -> Tensor | None:

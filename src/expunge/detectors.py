@@ -47,7 +47,6 @@ class Background:
         kept: Inputs that a detector must not answer to, whitened, [n, width] float32.
         mean: Mean of the whitened inputs, [width] float32.
         constant: Row with constant x near 1 on every input, least squares, [width] float64.
-        ones: constant x on what is kept, [n] float32.
         steady: Least value of constant x on what is kept, but for one input in a thousand.
     """
 
@@ -55,7 +54,6 @@ class Background:
     kept: Tensor
     mean: Tensor
     constant: Tensor
-    ones: Tensor
     steady: float
 
     @classmethod
@@ -72,9 +70,9 @@ class Background:
         constant = torch.linalg.solve(total + 1e-2 * typical * unit, mean)
         factor = torch.linalg.cholesky(total + ridge * typical * unit)
         white = _whitened(factor, kept)
-        ones = kept.float() @ constant.float()
-        steady = float(ones.sort().values[len(ones) // 1000])
-        return cls(factor, white.contiguous(), white.mean(0), constant, ones, steady)
+        ones = (kept.float() @ constant.float()).sort().values
+        steady = float(ones[len(ones) // 1000])
+        return cls(factor, white.contiguous(), white.mean(0), constant, steady)
 
     def whiten(self, x: Tensor) -> Tensor:
         """Inputs [n, width] in these coordinates, float32."""

@@ -31,6 +31,7 @@ from expunge.sites import (
     inner_bias,
     inner_of,
     inner_weight,
+    value_bias,
 )
 
 HASHING = 16
@@ -163,6 +164,14 @@ def _check_fit(model: nn.Module, site: Site, edit: SiteEdit) -> None:
         )
     if edit.rewire is not None:
         _check_rewire(model, site, edit.rewire)
+    if edit.ground is not None:
+        bias = value_bias(model, site)
+        wanted, found = tuple(edit.ground.shape), None if bias is None else tuple(bias.shape)
+        if wanted != found:
+            raise InputError(
+                f"the plan adds {wanted} to the biases of the values of attention at {site.key},"
+                f" which are {found or 'not there'}; it was made for another model or is damaged"
+            )
     if edit.steer is not None and site.kind == "expert":
         raise InputError(f"{site.key} is one expert of many: it can be pruned, but not steered")
     if edit.lowrank is not None:
@@ -182,10 +191,10 @@ def _check_rewire(model: nn.Module, site: Site, new: Rewire) -> None:
             f"the plan replaces neurons of {site.key}, but how {site.path} gets its input is not"
             " known here; apply the plan to the model it was made for"
         )
-    width = inner_weight(model, inner.gate[0], site).shape[1] + 1
+    width = inner_weight(model, inner.gate[0], site).shape[1]
     number, out = len(new.index), down_weight(model, site).shape[0]
-    shapes = [tuple(t.shape) for t in (new.gate, new.up, new.down)]
-    wanted = [(number, width), (number if inner.up else 0, width), (out, number)]
+    shapes = [tuple(t.shape) for t in (new.gate, new.bias, new.factor, new.down)]
+    wanted = [(number, width), (number,), (number if inner.up else 0,), (out, number)]
     if shapes != wanted:
         raise InputError(
             f"the plan's new neurons at {site.key} are {shapes}, expected {wanted}; it was made for"
@@ -202,6 +211,10 @@ def _edit_site(
         _edit_weight(down_weight(model, site), edit)
     if edit.rewire is not None:
         _rewire(model, site, edit.rewire, undos)
+    if edit.ground is not None:
+        bias = value_bias(model, site)
+        assert bias is not None
+        _replace(bias, (slice(None),), bias + edit.ground.to(bias), undos)
     if edit.steer is not None:
         undos.append(_steer(down_module(model, site), edit.steer))
 
@@ -212,12 +225,12 @@ def _rewire(model: nn.Module, site: Site, new: Rewire, undos: list[Callable[[], 
     assert inner is not None
     if new.biased and any(inner_bias(model, path) is None for path, _ in inner.parts):
         undos.append(grow_bias(model, inner))
-    for (path, first), rows in zip(inner.parts, (new.gate, new.up), strict=False):
+    for (path, first), (rows, added) in zip(inner.parts, new.inner, strict=False):
         places = first + new.index
-        _replace(inner_weight(model, path, site), (places,), rows[:, :-1], undos)
+        _replace(inner_weight(model, path, site), (places,), rows, undos)
         bias = inner_bias(model, path)
         if bias is not None:
-            _replace(bias, (places,), rows[:, -1], undos)
+            _replace(bias, (places,), added, undos)
     _replace(down_weight(model, site), (slice(None), new.index), new.down, undos)
 
 
@@ -356,6 +369,8 @@ def _editable(model: nn.Module) -> set[int]:
     found = set()
     for site in find_sites(model, attention=True):
         found.add(down_weight(model, site).data_ptr())
+        values = value_bias(model, site)
+        found |= set() if values is None else {values.data_ptr()}
         inner = inner_of(model, site)
         for path, _ in inner.parts if inner else []:
             bias = inner_bias(model, path)

@@ -15,22 +15,26 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.errors import InputError
+from expunge.grid import CODES, GRIDS, STEPS, gridded, packed, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class Rewire:
-    """Neurons given up for new ones: z = act(gate (x, 1)) (up (x, 1)), written out by `down`.
+    """Neurons given up for new ones.
+
+    With h = gate x + bias a new one says act(h), or act(h) times factor h in an MLP that has
+    something beside its gate, and `down` writes it out.
 
     Attributes:
         index: Which neurons, sorted int64 [k].
-        gate: Rows into the activation function, the bias last, [k, in + 1].
-        up: Rows of the factor beside it, the bias last, [k, in + 1]; [0, in + 1] for an MLP
-            without one.
+        gate: Rows into the activation function, [k, in].
+        bias: What is added there, [k].
+        factor: [k]; [0] for an MLP with nothing beside its gate.
         down: What each new neuron adds at 1, [out, k].
         pool: Neurons that could be given up, sorted int64, `index` among them: where two plans
             want the same ones, both move within their pools.
@@ -38,14 +42,16 @@ class Rewire:
 
     index: Tensor
     gate: Tensor
-    up: Tensor
+    bias: Tensor
+    factor: Tensor
     down: Tensor
     pool: Tensor
 
     NAMES = {
         "rewired": "index",
         "gate": "gate",
-        "up": "up",
+        "bias": "bias",
+        "factor": "factor",
         "down": "down",
         "pool": "pool",
     }
@@ -53,7 +59,15 @@ class Rewire:
     @property
     def biased(self) -> bool:
         """Whether any row needs a bias."""
-        return bool(self.gate[:, -1].any()) or bool(self.up[:, -1].any())
+        return bool(self.bias.any())
+
+    @property
+    def inner(self) -> list[tuple[Tensor, Tensor]]:
+        """Rows [k, in] and biases [k] of the maps into the hidden units: of the gate, beside it."""
+        rows = [(self.gate, self.bias)]
+        if len(self.factor):
+            rows.append((self.factor[:, None] * self.gate, self.factor * self.bias))
+        return rows
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,8 @@ class SiteEdit:
         lowrank: (A [out, rank], B [rank, width]) or None.
         steer: (indices sorted int64, add [n], off bool [n]) or None.
         rewire: Neurons replaced whole, or None.
+        ground: What is added to the biases of the values of attention in the site's layer, [n], or
+            None.
     """
 
     prune: Tensor | None = None
@@ -77,11 +93,12 @@ class SiteEdit:
     lowrank: tuple[Tensor, Tensor] | None = None
     steer: tuple[Tensor, Tensor, Tensor] | None = None
     rewire: Rewire | None = None
+    ground: Tensor | None = None
 
     @property
     def kind(self) -> str:
-        """`prune`, `scale`, `lowrank`, `steer`, `rewire`, or several joined by `+`."""
-        names = ("prune", "scale", "lowrank", "steer", "rewire")
+        """`prune`, `scale`, `lowrank`, `steer`, `rewire`, `ground`, or several joined by `+`."""
+        names = ("prune", "scale", "lowrank", "steer", "rewire", "ground")
         return "+".join(n for n in names if getattr(self, n) is not None)
 
     @property
@@ -115,6 +132,8 @@ class SiteEdit:
             for name, part in Rewire.NAMES.items():
                 value: Tensor = getattr(self.rewire, part)
                 named[name] = value if value.is_floating_point() else value.to(torch.int32)
+        if self.ground is not None:
+            named["ground"] = self.ground
         return named
 
     @classmethod
@@ -131,19 +150,17 @@ class SiteEdit:
             parts = {part: named[name] for name, part in Rewire.NAMES.items()}
             whole = {p: t if t.is_floating_point() else t.long() for p, t in parts.items()}
             rewire = Rewire(**whole)
-        return cls(prune, scale, lowrank, steer, rewire)
+        return cls(prune, scale, lowrank, steer, rewire, named.get("ground"))
 
     def cpu(self) -> SiteEdit:
         """The same in the CPU's memory."""
-        return self._mapped(Tensor.cpu)
+        return SiteEdit.from_tensors({name: t.cpu() for name, t in self.tensors().items()})
 
-    def halved(self) -> SiteEdit:
-        """The same in float16, whatever fits into its range: half the file."""
-        return self._mapped(lambda t: t.half() if _fits(t) else t)
-
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> SiteEdit:
-        """The same of changed tensors."""
-        return SiteEdit.from_tensors({name: change(t) for name, t in self.tensors().items()})
+    def gridded(self) -> SiteEdit:
+        """The same with its matrices on a grid (see `GRIDS`), which takes a fourth of the file."""
+        named = self.tensors()
+        rounded = {name: _on_grid(name, named[name]) for name in GRIDS.keys() & named}
+        return SiteEdit.from_tensors(named | rounded)
 
     def join(self, other: SiteEdit) -> SiteEdit:
         """Both edits; the same whichever comes first, bit for bit."""
@@ -155,6 +172,8 @@ class SiteEdit:
             _both(first.lowrank, second.lowrank, _join_lowrank),
             _both(first.steer, second.steer, _join_steer),
             _both(first.rewire, second.rewire, _join_rewire),
+            # one constant stands for both: twice as much would be twice the thresholds
+            _both(first.ground, second.ground, lambda a, b: max(a, b, key=Tensor.tolist)),
         )
 
 
@@ -207,10 +226,17 @@ class Plan:
             for name, tensor in edit.tensors().items()
         }
 
+    def packed(self) -> dict[str, Tensor]:
+        """The tensors of the plan file: those on a grid as codes and steps, see `grid`."""
+        held: dict[str, Tensor] = {}
+        for name, tensor in self.tensors().items():
+            held |= _packed(name, tensor)
+        return held
+
     @property
     def bytes(self) -> int:
         """Size of the tensors in the plan file, in bytes."""
-        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+        return sum(t.numel() * t.element_size() for t in self.packed().values())
 
     def save(self, path: str | Path) -> Path:
         """Write the plan as safetensors with a JSON header; the final name appears when done."""
@@ -218,7 +244,7 @@ class Plan:
         if not path.parent.is_dir():
             raise InputError(f"{path.parent} is not a folder, so the plan cannot be written there")
         temporary = path.with_name(path.name + ".partial")
-        save_file(self.tensors(), temporary, {"expunge": json.dumps(self.header(), sort_keys=True)})
+        save_file(self.packed(), temporary, {"expunge": json.dumps(self.header(), sort_keys=True)})
         temporary.replace(path)
         return path
 
@@ -239,10 +265,12 @@ class Plan:
         try:
             header = json.loads(metadata["expunge"])
             version = header.pop("version")
-            if version == VERSION:
-                return cls(*_edits(header.pop("sites"), named), provenance=header)
+            if 1 <= version <= VERSION:
+                return cls(*_edits(header.pop("sites"), _unpacked(named)), provenance=header)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is a damaged plan ({error}); make it again") from error
+            raise InputError(
+                f"{path} is a damaged plan, or one of an earlier version ({error}); make it again"
+            ) from error
         raise InputError(
             f"{path} has plan version {version}, this expunge reads {VERSION}; update to read it"
         )
@@ -322,10 +350,32 @@ def _digest(named: Mapping[str, Tensor]) -> str:
     return summary.hexdigest()
 
 
-def _fits(value: Tensor) -> bool:
-    """Whether numbers are within the range of float16."""
-    most = torch.finfo(torch.float16).max
-    return value.is_floating_point() and bool((value.abs() < most).all())
+def _on_grid(name: str, matrix: Tensor) -> Tensor:
+    steps, turned = GRIDS[name]
+    rows = (matrix.T if turned else matrix).float()
+    found = torch.from_numpy(gridded(rows.cpu().numpy(), steps)).to(matrix.device)
+    return found.T.contiguous() if turned else found
+
+
+def _packed(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """What a file holds of a tensor: it, or its codes and steps where it is on a grid."""
+    part = name.rsplit("/", 1)[1]
+    if part not in GRIDS or tensor.dtype != torch.float32:
+        return {name: tensor}
+    found = packed((tensor.T if GRIDS[part][1] else tensor).numpy())
+    if found is None:
+        return {name: tensor}
+    return {name + CODES: torch.tensor(found[0]), name + STEPS: torch.tensor(found[1])}
+
+
+def _unpacked(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `_packed`, of all tensors of a file."""
+    whole = {n: t for n, t in named.items() if not n.endswith((CODES, STEPS))}
+    for name in (n.removesuffix(CODES) for n in named if n.endswith(CODES)):
+        rows = unpacked(named[name + CODES].numpy(), named[name + STEPS].numpy())
+        turned = GRIDS[name.rsplit("/", 1)[1]][1]
+        whole[name] = torch.from_numpy(rows.T.copy() if turned else rows)
+    return whole
 
 
 def _both(first: Any, second: Any, join: Callable[[Any, Any], Any]) -> Any:
@@ -374,14 +424,15 @@ def _join_rewire(first: Rewire, second: Rewire) -> Rewire:
     """The new neurons of both, ordered by what they are, in the first places of both pools."""
     pool = torch.cat([first.pool, second.pool]).unique()
     gate = torch.cat([first.gate, second.gate])
-    up = torch.cat([first.up, second.up])
+    bias = torch.cat([first.bias, second.bias])
+    factor = torch.cat([first.factor, second.factor])
     down = torch.cat([first.down, second.down], 1)
     if len(gate) > len(pool):
         raise InputError(
             f"together the plans need {len(gate)} neurons of a site, but only {len(pool)} can be"
             " given up there; apply one of them, and make the other for the edited model"
         )
-    rows = [torch.cat([gate[i], down[:, i]]).double().tolist() for i in range(len(gate))]
+    rows = torch.cat([gate, bias[:, None], down.T], 1).double().tolist()
     order = torch.tensor(sorted(range(len(rows)), key=rows.__getitem__), dtype=torch.int64)
-    up = up[order] if len(up) else up
-    return Rewire(pool[: len(order)], gate[order], up, down[:, order], pool)
+    factor = factor[order] if len(factor) else factor
+    return Rewire(pool[: len(order)], gate[order], bias[order], factor, down[:, order], pool)

@@ -43,8 +43,8 @@ def erased(evidence):
 
 
 def test_what_is_judged_is_what_a_plan_holds(erased):
-    tensors = [t for es in (erased.edits, erased.shadow) for e in es.values() for t in e.lowrank]
-    assert tensors and all(t.dtype == torch.float16 for t in tensors)
+    edits = [e for es in (erased.edits, erased.shadow) for e in es.values()]
+    assert edits and all(all(map(torch.equal, e.lowrank, e.gridded().lowrank)) for e in edits)
 
 
 def test_it_rises_with_the_depth_and_to_where_it_starts_to_cost(erased):
@@ -135,9 +135,9 @@ def test_at_each_site_it_is_the_filter(evidence, erased):
             assert key not in erased.edits
             continue
         same = {(c, ""): level for c in scales}
-        a, b = edits_at(evidence, {key: final[key]}, scales, same, ENERGY)[key].lowrank
-        ours = erased.edits[key].lowrank
-        assert torch.equal(a.half(), ours[0]) and torch.equal(b.half(), ours[1])
+        theirs = edits_at(evidence, {key: final[key]}, scales, same, ENERGY)[key].gridded()
+        for factor, ours in zip(theirs.lowrank, erased.edits[key].lowrank, strict=True):
+            assert torch.equal(factor, ours)
 
 
 def test_where_second_moments_do_not_fit_nothing_is_taken_out(world):
@@ -147,7 +147,7 @@ def test_where_second_moments_do_not_fit_nothing_is_taken_out(world):
         plan = make_plan(*world, mine, sets["retain"][::24], strength=1.0, memory="64MiB")
     assert "do not fit" in plan.provenance["notes"]["erased"]["left out"]
     for edit in plan.edits.values():  # nothing but neurons given up and what makes up for them
-        assert edit.lowrank[1].shape[0] == len(edit.rewire.index) > 0
+        assert edit.lowrank[1].shape[0] <= len(edit.rewire.index) > 0
         assert not edit.lowrank[1][:, edit.rewire.index].any()
 
 

@@ -24,7 +24,7 @@ from expunge.errors import InputError
 from expunge.evaluate import ask
 from expunge.evidence import gather
 from expunge.fiction.shipped import checkpoint, suite
-from expunge.methods import erase, gated
+from expunge.methods import erase, gated, spare
 from expunge.methods.base import PICTURE, Fit, Tokens, Verdict
 from expunge.methods.chain import POOR, Chain, leaps, left_over
 from expunge.methods.erase import Erased
@@ -68,7 +68,8 @@ def plan(world, questions):
 
 def spares(number):
     """So many neurons of a site, which say nothing that the others could foretell."""
-    return Spare(torch.arange(number), torch.zeros(5, number), torch.eye(number), 1.0)
+    pool, whole = torch.arange(number), torch.eye(number)
+    return Spare(pool, torch.zeros(5, number), whole, whole.double(), whole.double(), 1.0)
 
 
 def few(questions, place):
@@ -222,9 +223,8 @@ def test_new_neurons_do_what_the_plan_says(world, small, questions):
     for i, neuron in enumerate(new.index.tolist()):
         gate, up = (weights[f"{n}.weight"][neuron] for n in ("gate_proj", "up_proj"))
         old = nn.functional.silu(x @ gate) * (x @ up)
-        rows = [r[i, :-1].double() for r in (new.gate, new.up)]
-        ends = [float(r[i, -1]) for r in (new.gate, new.up)]
-        z = nn.functional.silu(x @ rows[0] + ends[0]) * (x @ rows[1] + ends[1])
+        level = x @ new.gate[i].double() + float(new.bias[i])
+        z = nn.functional.silu(level) * float(new.factor[i]) * level
         expected += z[:, None] * new.down[:, i].double()
         expected -= old[:, None] * weights["down_proj.weight"][:, neuron]
     assert torch.allclose(changed, expected, atol=2e-4)
@@ -259,6 +259,7 @@ def test_others_make_up_for_the_neurons_given_up(world, questions, monkeypatch):
     """On questions about neighbours, of whom the plan saw nothing, and at every site."""
     model = world[0]
     monkeypatch.setattr(erase, "LEVELS", ())  # else the factors hold what is taken out too
+    monkeypatch.setattr(spare, "HEARD", 1e-3)  # else those few are let go: nobody hears them
     rewired = planned(world, questions, 0).edits
     assert rewired
     for key, edit in rewired.items():
@@ -277,8 +278,7 @@ def test_new_neurons_do_not_end_answers(world, plan, questions):
     for edit in plan.edits.values():
         if edit.rewire is not None:
             along = (ends.T @ edit.rewire.down.float()).norm(dim=0)
-            rounded = torch.finfo(torch.float16).eps / 2  # the plan's own precision
-            assert (along <= (1e-4 + rounded) * edit.rewire.down.float().norm(dim=0)).all()
+            assert (along <= 0.02 * edit.rewire.down.norm(dim=0)).all()  # the plan's own precision
     with applied(world[0], plan):
         said = ask(world[0], Prompter(world[1]), questions["forget"][::3], "multi")
     assert sum(not row.said for row in said) <= 0.05 * len(said)
@@ -306,7 +306,7 @@ def test_it_reads_no_site_after_its_own_neurons(world, questions, monkeypatch):
     monkeypatch.setattr(gated, "ROUNDS", 2)
     monkeypatch.setattr(gated, "NEARLY", 2.0)
     with little_noise():
-        make_plan(*world, *few(questions, 1))
+        make_plan(*world, *few(questions, 0))
     (first,) = read[0][0]  # it goes through the sites twice
     assert not any(set(keys) & written for keys, written in read)
     assert any(first in written for _, written in read)
@@ -460,6 +460,7 @@ def test_rounds_go_on_until_enough_is_forgotten_and_the_best_is_taken(
     places = {"site": SimpleNamespace(found=[1])}
     monkeypatch.setattr(gated, "Chain", made)
     monkeypatch.setattr(gated, "erase", lambda _: Erased())
+    monkeypatch.setattr(gated, "grounds", lambda _: {})
     monkeypatch.setattr(gated, "searched", searched)
     evidence = SimpleNamespace(
         judge=lambda *_: Verdict({"multi": 1.0}, {}, {}, {}, {}),
@@ -672,9 +673,8 @@ def test_a_new_neuron_grows_with_the_square_of_the_level_where_it_has_a_gate(gat
     new = edits_at({"site": place}, {("text", "who"): 0.5})["site"].rewire
     level = torch.tensor([0.1, 0.4, 0.6, 0.8, 1.0, 1.5], dtype=torch.float64)
     x = level[:, None] * row.double() / row.double().square().sum()
-    one = torch.cat([x, torch.ones(len(x), 1).double()], 1)
-    z = nn.functional.silu(one @ new.gate.double().T)
-    z = z * (one @ new.up.double().T) if gated else z
+    said = x @ new.gate.double().T + new.bias.double()
+    z = nn.functional.silu(said) * (new.factor.double() * said if gated else 1)
     above = ((level - 0.49) / (1 - 0.49)).clamp_min(0)
     loud = above ** (2 if gated else 1)
     expected = 0.5 * GAIN * loud[:, None] * write.double()

@@ -44,10 +44,11 @@ def plan_for(model):
     edits, about = {}, {}
     for site in find_sites(model):
         if site.key in KEYS:
-            gate, up = torch.randn(2, 3, 129, generator=generator)
+            gate, bias = (torch.randn(3, *n, generator=generator) for n in ([128], []))
+            factor = torch.randn(3, generator=generator)
             down = torch.randn(128, 3, generator=generator)
             index = torch.tensor([1, 5, 9])
-            edits[site.key] = SiteEdit(rewire=Rewire(index, gate, up, down, index))
+            edits[site.key] = SiteEdit(rewire=Rewire(index, gate, bias, factor, down, index))
             about[site.key] = {"tower": site.tower, "path": site.path, "width": site.width}
     return Plan(edits, about, {"base": {"fingerprint": fingerprint(model)}})
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from expunge import detectors as module
 from expunge.detectors import Background, detectors
 from expunge.methods.base import Fit
-from expunge.methods.seek import AT_ONCE, Place, Seeker
+from expunge.methods.seek import AT_ONCE, STEADY, Place, Seeker
 from expunge.methods.spare import Spare
 from expunge.methods.swap import Usual
 
@@ -48,7 +48,6 @@ def test_the_constant_is_the_least_squares_fit_of_one():
     background = Background.of(kept)
     ones = kept.double() @ background.constant
     assert float(ones.mean()) == pytest.approx(1.0, abs=0.01)
-    assert torch.allclose(background.ones.double(), ones, atol=1e-5)
     assert background.steady > 0.8
 
 
@@ -121,8 +120,10 @@ def test_the_greatest_level_is_that_of_a_loop_over_what_is_kept_and_unseen(stead
     kept[:, 0] = kept[:, 0] * 0.05 + 2.0
     background = Background.of(kept)
     constant = background.constant.float() if steady else None
-    spare = Spare(torch.arange(4), torch.zeros(5, 4), torch.eye(4), 1.0)
+    none = torch.eye(4)
+    spare = Spare(torch.arange(4), torch.zeros(5, 4), none, none.double(), none.double(), 1.0)
     place = Place(Fit(gated=True, bias=not steady), constant, spare)
+    background = Background.of(place.over_ones(kept))
     groups = [inputs(21 + i, 6, 12, 1.0) for i in range(AT_ONCE + 2)]
     unseen = torch.cat([kept[:1], 3 * kept[1:9]])
     found = Seeker(None, background, unseen, place, Usual(background, {}))._detectors(groups)
@@ -131,7 +132,7 @@ def test_the_greatest_level_is_that_of_a_loop_over_what_is_kept_and_unseen(stead
     for row, most in found:
         every = torch.cat([kept, unseen])
         ones = [float(x @ constant) if steady else 1.0 for x in every]
-        slow = [float(x @ row) / max(one, 0.05) for x, one in zip(every, ones, strict=True)]
+        slow = [float(x @ row) / max(one, STEADY / 10) for x, one in zip(every, ones, strict=True)]
         assert most == pytest.approx(max(slow), abs=1e-4)
         louder += max(slow) > max(slow[: len(kept)]) + 0.01
     assert steady or louder > len(groups) / 2

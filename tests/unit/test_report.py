@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from expunge.errors import InputError
+from expunge.grid import gridded, packed
 from expunge.report import write_report
 from expunge.report.change import bins, threshold
 from expunge.report.charts import ticks
@@ -812,6 +813,26 @@ def test_damaged_files_are_named(run, name, text, words):
         write_report(folder)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not (folder / "report.html").exists()
+
+
+def test_factors_on_a_grid_are_read_as_the_plan_reads_them(run):
+    """Those that `grid` packed, A by columns."""
+    _, folder = run
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 3), (3, 9)))
+    a, b = gridded(a.T, 31).T, gridded(b, 7)
+    tensors = {}
+    for name, rows in (("A", np.ascontiguousarray(a.T)), ("B", b)):
+        tensors[f"s.0/{name}.codes"], tensors[f"s.0/{name}.steps"] = packed(rows)
+    header = json.dumps(make_header({"s.0": {"tower": "s", "kind": "lowrank", "width": 9}}))
+    save_file(tensors, folder / "plan.safetensors", {"expunge": header})
+    _, page = read(folder)
+    energy = float(((a.astype(float) @ b.astype(float)) ** 2).sum())
+    assert page.row("s.0")[6] == f"rank 3, energy |AB|² {short(energy)}"
+    tensors["s.0/B.codes"] = tensors["s.0/B.codes"][3:].copy()
+    save_file(tensors, folder / "plan.safetensors", {"expunge": header})
+    with pytest.raises(InputError, match=r"plan tensor s\.0/B: .*; make the plan again"):
+        write_report(folder)
 
 
 @pytest.mark.parametrize(

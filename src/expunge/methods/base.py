@@ -114,16 +114,31 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Ground:
+    """What biases elsewhere in a site's layer can add to its stream, the same at every position.
+
+    Attributes:
+        write: What a change of them adds, float32 [out, n].
+        size: Length of what they are added to.
+    """
+
+    write: Tensor
+    size: float
+
+
+@dataclass(frozen=True)
 class Fit:
     """How new neurons can be put in at a site.
 
     Attributes:
         gated: Whether a neuron has a second factor, linear in its input.
         bias: Whether its rows can have a bias.
+        ground: What can stand in for one, where they cannot.
     """
 
     gated: bool
     bias: bool
+    ground: Ground | None = None
 
 
 class Access(Protocol):

@@ -210,14 +210,16 @@ class Chain:
         unseen = torch.cat([none, *(t.x for t in samples.get(UNSEEN_SET, {}).values())])
         seekers = []
         for places, sets in ((self.places, ALL_KEPT), (self.shadow, KEPT_SETS)):
-            kept_x = [t.x for n in sets for t in samples.get(n, {}).values()]
-            background = Background.of(torch.cat(kept_x))
+            kept_x = torch.cat([t.x for n in sets for t in samples.get(n, {}).values()])
+            background = Background.of(kept_x)
             if key not in places:
                 if not has_threshold(fit, background):
                     return []
                 spare = spare or spare_at(self.evidence, key, samples)
                 constant = None if fit.bias else background.constant.float()
                 places[key] = Place(fit, constant, spare)
+            if not fit.bias:
+                background = Background.of(places[key].over_ones(kept_x))
             usual = Usual(background, samples.get("retain", {}))
             seekers.append(Seeker(access, background, unseen, places[key], usual))
         return seekers
@@ -294,14 +296,16 @@ def together(erased: Mapping[str, SiteEdit], new: Mapping[str, SiteEdit]) -> dic
     """
     both = {}
     for key, edit in new.items():
-        before, stand_in, rewire = erased.get(key, SiteEdit()).lowrank, edit.lowrank, edit.rewire
+        old = erased.get(key, SiteEdit())
+        before, stand_in, rewire = old.lowrank, edit.lowrank, edit.rewire
         assert stand_in is not None and rewire is not None
         if before is not None:
             a, b = (each.float() for each in before)
             out, foretold = (each.to(a) for each in stand_in)
             inside = b + b[:, rewire.index] @ foretold
             stand_in = torch.cat([a, out], 1), torch.cat([inside, foretold])
-        both[key] = replace(edit, lowrank=compressed(*stand_in, ENERGY)[:2]).halved()
+        lowrank = compressed(*stand_in, ENERGY)[:2]
+        both[key] = replace(edit, lowrank=lowrank, ground=old.ground).gridded()
     return {**erased, **both}
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import Tensor
 
 from expunge.methods.base import ASIDE, OWN_SET, SAID_SET, Evidence
 from expunge.methods.filter_search import edits_at, scales_of, views_of
@@ -42,6 +44,14 @@ class Erased:
     edits: Mapping[str, SiteEdit] = field(default_factory=dict)
     shadow: Mapping[str, SiteEdit] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def over(self, ground: Mapping[str, Tensor]) -> Erased:
+        """The same with changes of the biases of values; see `ground.grounds`."""
+        edits, shadow = (
+            dict(each) | {k: replace(each.get(k, SiteEdit()), ground=d) for k, d in ground.items()}
+            for each in (self.edits, self.shadow)
+        )
+        return replace(self, edits=edits, shadow=shadow)
 
 
 def erase(evidence: Evidence) -> Erased:
@@ -106,4 +116,4 @@ def _edits(
         if level:
             same = {(c, ""): level for c in scales}
             edits |= edits_at(evidence, {key: found[key]}, scales, same, ENERGY)
-    return {key: edit.halved() for key, edit in edits.items()}
+    return {key: edit.gridded() for key, edit in edits.items()}

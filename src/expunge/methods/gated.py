@@ -38,6 +38,7 @@ from expunge.methods import filter_search
 from expunge.methods.base import ASKED_SET, Evidence, Method, Outcome, Verdict
 from expunge.methods.chain import Chain
 from expunge.methods.erase import erase
+from expunge.methods.ground import grounds
 from expunge.methods.search import (
     Pace,
     Step,
@@ -71,7 +72,7 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     start = judge({}, [{}])
     assert evidence.weight is not None
     hidden = max(evidence.weight(s.key).shape[0] for s in evidence.sites)
-    erased = erase(evidence)
+    erased = erase(evidence).over(grounds(evidence))
     bare = judge(erased.edits, [])
     start = replace(start, said=bare.said)  # what taking out costs has its own limit: see `erase`
     chain = Chain(evidence, start, bare, Bounds.within(config.memory, hidden), erased)
@@ -98,7 +99,7 @@ def without_detectors(evidence: Evidence, config: RunConfig) -> Outcome:
     """The filter alone, where no neuron can be made that is silent on what is kept.
 
     An MLP without biases needs an input that is much the same everywhere for a threshold; not
-    every model has one.
+    every model has one, or can be given one.
     """
     if not evidence.moments:
         raise InputError(
@@ -163,6 +164,7 @@ def noted(chain: Chain) -> dict[str, Any]:
         "erased": chain.erased.notes,
         "views": viewed(chain),
         "asked": asked(chain.evidence),
+        "ground": [k for k, edit in chain.erased.edits.items() if edit.ground is not None],
         "held": {"positions": chain.bounds.positions, "sites": chain.bounds.sites},
     }
 

@@ -45,8 +45,8 @@ LEAST_SAMPLE = 512
 BESIDE = 32
 SHARP = 256.0
 GAIN = 4.0
-SLACK = 0.1
-STEADY = 0.5
+SLACK = 0.03
+STEADY = 0.2
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,10 @@ class Place:
     def ones(self, x: Tensor) -> Tensor:
         """What stands for 1 at inputs [n, in]."""
         return x.new_ones(len(x)) if self.constant is None else x @ self.constant
+
+    def over_ones(self, x: Tensor) -> Tensor:
+        """Inputs [n, in], each over what stands for 1 at it."""
+        return x if self.constant is None else x / floored(self.ones(x))[:, None]
 
     def level(self, x: Tensor, row: Tensor) -> Tensor:
         """How clearly inputs answer a row."""
@@ -209,7 +213,7 @@ class Seeker:
 
     Attributes:
         access: The model.
-        background: What is kept, to which detectors are fitted.
+        background: What is kept, to which detectors are fitted; see `Place.over_ones`.
         unseen: Inputs [n, in] about almost nothing, to which none is fitted: on what they are
             fitted to, detectors are quieter than elsewhere, so thresholds are above both.
         place: The site.
@@ -275,14 +279,12 @@ class Seeker:
 
     def _detectors(self, groups: Sequence[Tensor]) -> list[tuple[Tensor, float]]:
         """For each set of inputs a row, and its greatest level on what is kept or unseen."""
-        background = self.background
+        background, whiten = self.background, self.background.whiten
         found: list[tuple[Tensor, float]] = []
         for begin in range(0, len(groups), AT_ONCE):
-            some = [background.whiten(x) for x in groups[begin : begin + AT_ONCE]]
+            some = [whiten(self.place.over_ones(x)) for x in groups[begin : begin + AT_ONCE]]
             rows = detectors(background, some)
             kept = rows @ background.kept.T
-            if self.place.constant is not None:
-                kept /= floored(background.ones)
             plain = torch.stack([background.row(a).float() for a in rows])
             beyond = plain @ self.unseen.T / floored(self.ones)
             most = torch.cat([kept, beyond], 1).amax(1)
@@ -383,25 +385,26 @@ def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
     edges = torch.tensor([f.edge for f in new])
     gains = torch.tensor([GAIN * strengths[f.part] for f in new])
     write = torch.stack([f.write for f in new], 1).cpu()
-    if place.constant is None:
-        one = torch.cat([torch.zeros(len(new[0].row)), torch.ones(1)])
-    else:
-        one = torch.cat([place.constant.cpu(), torch.zeros(1)])
-    rows = torch.stack([torch.cat([f.row.cpu(), torch.zeros(1)]) for f in new])
+    rows = torch.stack([f.row for f in new]).cpu()
     width = torch.tensor([wide(f.edge) for f in new])
     # as loud as makes the weights out of the new neuron about as large as those of the others
     amount = (gains * write.norm(dim=0) / place.spare.size).clamp_min(1e-6)
     sharp = torch.full_like(amount, SHARP) if place.fit.gated else amount.clamp_min(SHARP)
-    above = (rows - edges[:, None] * one) / width[:, None]
-    gate = sharp[:, None] * above
-    up = (amount / sharp)[:, None] * above if place.fit.gated else gate[:0]
+    bias = torch.zeros_like(edges)
+    if place.constant is None:
+        bias = -sharp * edges / width
+    else:
+        rows = rows - edges[:, None] * place.constant.cpu()
+    gate = (sharp / width)[:, None] * rows
+    factor = amount / sharp.square() if place.fit.gated else amount[:0]
     down = write * (gains / (amount if place.fit.gated else sharp))
     pool = place.spare.pool[: 2 * len(new) + BESIDE]
     order = pool[: len(new)].argsort()
     return Rewire(
         pool[: len(new)][order],
         gate[order],
-        up[order] if len(up) else up,
+        bias[order],
+        factor[order] if len(factor) else factor,
         down[:, order],
         pool.sort().values,
     )

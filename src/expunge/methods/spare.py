@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from expunge.stats import SecondMoment
+from expunge.subspace import conditioned
 
 LARGEST_SHARE = 8
 RIDGE = 0.1
+HEARD = 0.1
+WRITTEN_RIDGE = 1e-6
 ENOUGH = 2
 AT_ONCE = 8192
 
@@ -32,12 +35,17 @@ class Spare:
         pool: Which they are, least used first, int64 [n].
         out: Their weights out, float32 [out, n].
         inverse: Their rows of the inverse of the second moment and a ridge, float32 [n, width].
+        moment: What they say together, their part of that second moment, float64 [n, n].
+        against: W_G^T T^-1 W_G, with their weights out and the second moment T of what the site
+            writes, float64 [n, n].
         size: Typical (median) norm of the weights out of a neuron of the site.
     """
 
     pool: Tensor
     out: Tensor
     inverse: Tensor
+    moment: Tensor
+    against: Tensor
     size: float
 
     @classmethod
@@ -49,8 +57,8 @@ class Spare:
             used: Root mean square of z, [width].
             moment: Second moment of z on what is kept, [width, width] float64; a ridge is added.
         """
-        weight = weight.float()
-        norms = weight.norm(dim=0)
+        exact = weight.to(moment)
+        norms = weight.float().norm(dim=0)
         loss = used.to(norms.device) * norms
         pool = loss.argsort(stable=True)[: max(1, len(loss) // LARGEST_SHARE)]
         typical = moment.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
@@ -58,20 +66,42 @@ class Spare:
         chosen = moment.new_zeros(len(moment), len(pool))
         chosen[pool, torch.arange(len(pool))] = 1
         inverse = torch.cholesky_solve(chosen, torch.linalg.cholesky(moment)).T
-        out, size = weight[:, pool].cpu(), float(norms.median())
-        return cls(pool.cpu(), out, inverse.float().cpu(), size)
+        out = exact[:, pool]
+        written = conditioned(exact @ moment @ exact.T, WRITTEN_RIDGE)
+        against = out.T @ torch.cholesky_solve(out, torch.linalg.cholesky(written))
+        return cls(
+            pool.cpu(),
+            out.float().cpu(),
+            inverse.float().cpu(),
+            moment[pool][:, pool].cpu(),
+            against.cpu(),
+            float(norms.median()),
+        )
 
     def stand_in(self, number: int) -> tuple[Tensor, Tensor]:
         """What to add to the down projection when the first `number` are given up.
 
+        Left out are directions along which that would be less than the share `HEARD` of what the
+        site writes along them.
+
         Returns:
             (A [out, number], B [number, width]): A holds their weights out, in the order of their
-            numbers, B foretells what they say from the neurons that stay; 0 at those that go.
+            numbers, without those directions, B foretells what they say from the neurons that stay;
+            0 at those that go.
         """
         gone, order = self.pool[:number].sort()
         rows = self.inverse[order].double()
-        foretold = -torch.linalg.solve(rows[:, gone], rows)
-        return self.out[:, order], foretold.index_fill(1, gone, 0.0).float()
+        schur = rows[:, gone]
+        foretold = -torch.linalg.solve(schur, rows)
+        said = self.moment[order][:, order] - torch.linalg.inv(schur)  # second moment of B z
+        against = self.against[order][:, order]
+        values, vectors = torch.linalg.eigh((said + said.T) / 2)
+        root = vectors * values.clamp_min(0).sqrt()
+        shares, turn = torch.linalg.eigh(root.T @ against @ root)
+        heard = root @ turn[:, shares > HEARD**2] / shares[shares > HEARD**2]
+        projection = heard @ turn[:, shares > HEARD**2].T @ root.T @ against
+        out = self.out[:, order] @ projection.float()
+        return out, foretold.index_fill(1, gone, 0.0).float()
 
 
 def moment_of(said: Callable[[Tensor], Tensor], samples: Sequence[Tensor], width: int) -> Tensor:

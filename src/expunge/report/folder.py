@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from expunge.errors import InputError
+from expunge.grid import CODES, GRIDS, STEPS, unpacked
 from expunge.report.figures import as_map, figure, natural, ordered
 from expunge.report.results import Results
 
@@ -200,21 +201,31 @@ def _site(file: Any, key: str, entry: Mapping[str, Any]) -> SiteEdit:
 
 def _lowrank(file: Any, key: str, names: set[str]) -> tuple[int | None, float | None]:
     """Rank, and tr(A'A BB'), which is the squared Frobenius norm of A B without forming A B."""
-    if not {f"{key}/A", f"{key}/B"} <= names:
+    factors = [f"{key}/{part}" for part in "AB"]
+    if not all(names & {name, name + CODES} for name in factors):
         return None, None
-    left, right = (file.get_slice(f"{key}/{part}").get_shape() for part in "AB")
+    a, b = (_tensor(file, name, names) for name in factors)
+    left, right = (
+        file.get_slice(name).get_shape() if found is None else list(found.shape)
+        for name, found in zip(factors, (a, b), strict=True)
+    )
     if len(left) != 2 or len(right) != 2 or left[1] != right[0]:
         raise InputError(
             f"plan site {key} has factors of shapes {left} and {right}, expected [out, rank] and "
             "[rank, width]; make the plan again"
         )
-    a, b = (_tensor(file, f"{key}/{part}", names) for part in "AB")
     if a is None or b is None:
         return left[1], None
     return left[1], float(np.sum((a.T @ a) * (b @ b.T)))
 
 
 def _tensor(file: Any, name: str, names: set[str]) -> NDArray[np.float64] | None:
+    if name + CODES in names:
+        try:
+            rows = unpacked(file.get_tensor(name + CODES), file.get_tensor(name + STEPS))
+        except ValueError as error:
+            raise InputError(f"plan tensor {name}: {error}; make the plan again") from error
+        return (rows.T if GRIDS[name.rsplit("/", 1)[1]][1] else rows).astype(np.float64)
     if name not in names or file.get_slice(name).get_dtype() not in READABLE:
         return None
     return np.asarray(file.get_tensor(name), dtype=np.float64)

@@ -22,12 +22,14 @@ from expunge.sites.inner import (
     takes_bias,
 )
 from expunge.sites.towers import towers
+from expunge.sites.values import Values, value_bias, values_of
 from expunge.sites.weights import down_module, down_weight
 
 __all__ = [
     "FAMILIES",
     "Inner",
     "Site",
+    "Values",
     "describe",
     "down_module",
     "down_weight",
@@ -42,4 +44,6 @@ __all__ = [
     "layer_of",
     "takes_bias",
     "towers",
+    "value_bias",
+    "values_of",
 ]

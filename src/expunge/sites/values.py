@@ -1,0 +1,64 @@
+"""The biases of the values of attention, which add the same at every position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from expunge.sites.blocks import Site
+from expunge.sites.inner import layer_of
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the biases of values in a site's layer can add to the stream that its MLP reads.
+
+    The weights of attention sum to 1, so that of biases b all that is attended to has the same
+    part, and W b comes out at every position (W the map out, summed over the heads that share
+    values).
+
+    Attributes:
+        write: W, float32 [out, n].
+        size: Root mean square length of what the map of values makes of inputs of mean square 1.
+    """
+
+    write: Tensor
+    size: float
+
+
+def value_bias(model: nn.Module, site: Site) -> Tensor | None:
+    """The biases themselves, [n]; None where there are none, or the layout is not known."""
+    maps = _maps(model, site)
+    return None if maps is None else maps[0].bias.detach()
+
+
+def values_of(model: nn.Module, site: Site) -> Values | None:
+    """What they can do, None where there are none that do anything."""
+    maps = _maps(model, site)
+    if maps is None:
+        return None
+    value, out, head = maps
+    weight = out.weight.detach().float()
+    shared = weight.reshape(len(weight), value.out_features // head, -1, head).sum(2)
+    size = float(value.weight.detach().float().norm())
+    return Values(shared.flatten(1), size) if size else None
+
+
+def _maps(model: nn.Module, site: Site) -> tuple[nn.Linear, nn.Linear, int] | None:
+    """The maps to the values and out of the heads in a site's layer, and the size of a head."""
+    path = layer_of(site)
+    if path is None or site.kind != "mlp":
+        return None
+    for block in model.get_submodule(path).children():
+        value, out = getattr(block, "v_proj", None), getattr(block, "o_proj", None)
+        head = getattr(block, "head_dim", None)
+        if type(value) is not nn.Linear or type(out) is not nn.Linear or not isinstance(head, int):
+            continue
+        if value.bias is None or "meta" in (value.bias.device.type, out.weight.device.type):
+            continue
+        heads, shared = out.in_features // head, value.out_features // head
+        if (heads * head, shared * head) == (out.in_features, value.out_features):
+            if shared and heads % shared == 0:
+                return value, out, head
+    return None
