@@ -20,12 +20,12 @@ from expunge.ends import end_directions
 from expunge.errors import unknown
 from expunge.gradients import collect_attributions
 from expunge.measure import collect_quantile, collect_taps, taps_of
-from expunge.methods.base import PLAIN_SET, Fit, Grid, Ground, Tokens, Tuned
+from expunge.methods.base import PLAIN_SET, Fit, Grid, Tokens, Tuned
 from expunge.models import Prompter
 from expunge.plan import Plan, SiteEdit
 from expunge.precision import half_products
 from expunge.progress import Progress
-from expunge.sites import Inner, Site, hidden, inner_of, takes_bias, values_of
+from expunge.sites import Inner, Site, Values, hidden, inner_of, takes_bias, values_of
 from expunge.stats import NeuronStats
 from expunge.tokens import collect_tokens, explained
 from expunge.tune import Search
@@ -113,12 +113,11 @@ class Bench:
     def fit(self, key: str) -> Fit | None:
         """See `methods.base.Access.fit`."""
         inner = self._inner.get(key)
-        if inner is None:
-            return None
-        bias = takes_bias(self.model, inner)
-        values = None if bias else values_of(self.model, self._site(key))
-        ground = None if values is None else Ground(values.write, values.size)
-        return Fit(inner.up is not None, bias, ground)
+        return None if inner is None else Fit(inner.up is not None, takes_bias(self.model, inner))
+
+    def values(self, key: str) -> Values | None:
+        """See `methods.base.Access.values`."""
+        return values_of(self.model, self._site(key))
 
     def said(self, key: str, x: Tensor) -> Tensor:
         """See `methods.base.Access.said`."""

@@ -19,6 +19,7 @@ FINEST = 127
 GRIDS = {"A": (FINE, True), "B": (COARSE, False), "gate": (FINEST, False), "down": (FINE, True)}
 """Matrix of a plan -> its grid, and whether columns have the steps instead of rows."""
 CODES, STEPS = ".codes", ".steps"
+"""What follows the name of a matrix in a plan file, where it is held as codes and steps."""
 
 Floats = NDArray[np.float32]
 
@@ -61,6 +62,16 @@ def unpacked(data: NDArray[np.uint8], step: Floats) -> Floats:
     if not codes.size or not len(step) or codes.size % len(step):
         raise ValueError(f"{codes.size} numbers cannot be {len(step)} rows")
     return codes.reshape(len(step), -1).astype(np.float32) * step[:, None]
+
+
+def turned(name: str, matrix: Floats) -> Floats:
+    """A matrix of a plan as the rows that have a step each, and such rows as the matrix.
+
+    Args:
+        name: One of `GRIDS`, the key of its site before it or not.
+        matrix: [n, m]; contiguous afterwards.
+    """
+    return np.ascontiguousarray(matrix.T if GRIDS[name.rsplit("/", 1)[-1]][1] else matrix)
 
 
 def _codes(rows: Floats, steps: int) -> tuple[Floats, Floats]:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.errors import InputError
-from expunge.grid import CODES, GRIDS, STEPS, gridded, packed, unpacked
+from expunge.grid import CODES, GRIDS, STEPS, gridded, packed, turned, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -351,18 +351,15 @@ def _digest(named: Mapping[str, Tensor]) -> str:
 
 
 def _on_grid(name: str, matrix: Tensor) -> Tensor:
-    steps, turned = GRIDS[name]
-    rows = (matrix.T if turned else matrix).float()
-    found = torch.from_numpy(gridded(rows.cpu().numpy(), steps)).to(matrix.device)
-    return found.T.contiguous() if turned else found
+    rows = turned(name, matrix.float().cpu().numpy())
+    found = turned(name, gridded(rows, GRIDS[name][0]))
+    return torch.from_numpy(found).to(matrix.device)
 
 
 def _packed(name: str, tensor: Tensor) -> dict[str, Tensor]:
     """What a file holds of a tensor: it, or its codes and steps where it is on a grid."""
-    part = name.rsplit("/", 1)[1]
-    if part not in GRIDS or tensor.dtype != torch.float32:
-        return {name: tensor}
-    found = packed((tensor.T if GRIDS[part][1] else tensor).numpy())
+    gridable = name.rsplit("/", 1)[1] in GRIDS and tensor.dtype == torch.float32
+    found = packed(turned(name, tensor.numpy())) if gridable else None
     if found is None:
         return {name: tensor}
     return {name + CODES: torch.tensor(found[0]), name + STEPS: torch.tensor(found[1])}
@@ -373,8 +370,7 @@ def _unpacked(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     whole = {n: t for n, t in named.items() if not n.endswith((CODES, STEPS))}
     for name in (n.removesuffix(CODES) for n in named if n.endswith(CODES)):
         rows = unpacked(named[name + CODES].numpy(), named[name + STEPS].numpy())
-        turned = GRIDS[name.rsplit("/", 1)[1]][1]
-        whole[name] = torch.from_numpy(rows.T.copy() if turned else rows)
+        whole[name] = torch.from_numpy(turned(name, rows))
     return whole
 
 

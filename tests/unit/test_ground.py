@@ -4,8 +4,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from expunge.methods.base import Ground
 from expunge.methods.ground import ENOUGH, LARGEST, Stream, constants
+from expunge.sites import Values
 
 OUT, BIASES = 12, 6
 
@@ -37,7 +37,7 @@ def test_a_stream_is_its_mean_its_covariance_and_its_length():
 @pytest.mark.parametrize("share", [0.1, 0.3])
 def test_the_change_is_the_leading_generalised_eigenvector(share):
     """Against scipy, and no other change inside the same bounds is heard better."""
-    found, maker = Stream.of(stream(1)), Ground(drawn(2, OUT, BIASES), 2.0)
+    found, maker = Stream.of(stream(1)), Values(drawn(2, OUT, BIASES), 2.0)
     change = constants({"a": maker}, {"a": found}, share)["a"].double()
     write = maker.write.double()
     room = write.T @ write / (share * found.length) ** 2
@@ -55,7 +55,7 @@ def test_the_change_is_the_leading_generalised_eigenvector(share):
 def test_later_sites_keep_what_earlier_ones_made():
     """One whose stream is as quiet has enough of it; a louder one gets its own, no reverse."""
     quiet = 0.02 * stream(1)
-    makers = {k: Ground(drawn(2, OUT, BIASES), 2.0) for k in "abc"}
+    makers = {k: Values(drawn(2, OUT, BIASES), 2.0) for k in "abc"}
     streams = {"a": Stream.of(quiet), "b": Stream.of(quiet), "c": Stream.of(50 * quiet)}
     made = constants(makers, streams, 0.3)
     first = makers["a"].write.double() @ made["a"].double()
@@ -68,4 +68,4 @@ def test_later_sites_keep_what_earlier_ones_made():
 
 def test_a_stream_with_a_constant_of_its_own_needs_none():
     rows = stream(1, 100.0)
-    assert constants({"a": Ground(drawn(2, OUT, BIASES), 2.0)}, {"a": Stream.of(rows)}, 0.3) == {}
+    assert constants({"a": Values(drawn(2, OUT, BIASES), 2.0)}, {"a": Stream.of(rows)}, 0.3) == {}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from expunge.config import RunConfig
 from expunge.plan import SiteEdit
 from expunge.stats import Moment, NeuronStats
+
+if TYPE_CHECKING:
+    from expunge.sites import Values
 
 PICTURE = "picture"
 """The condition `multi` at the positions of the image alone, where a method asks for it."""
@@ -114,31 +117,16 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What biases elsewhere in a site's layer can add to its stream, the same at every position.
-
-    Attributes:
-        write: What a change of them adds, float32 [out, n].
-        size: Length of what they are added to.
-    """
-
-    write: Tensor
-    size: float
-
-
-@dataclass(frozen=True)
 class Fit:
     """How new neurons can be put in at a site.
 
     Attributes:
         gated: Whether a neuron has a second factor, linear in its input.
         bias: Whether its rows can have a bias.
-        ground: What can stand in for one, where they cannot.
     """
 
     gated: bool
     bias: bool
-    ground: Ground | None = None
 
 
 class Access(Protocol):
@@ -170,6 +158,9 @@ class Access(Protocol):
 
     def fit(self, key: str) -> Fit | None:
         """How new neurons can be put in at a site, None where they cannot."""
+
+    def values(self, key: str) -> Values | None:
+        """What biases of values in a site's layer can do, which may stand in for its own."""
 
     def said(self, key: str, x: Tensor) -> Tensor:
         """What inputs x [n, in] make the neurons of a site say, [n, width]."""

@@ -204,22 +204,22 @@ class Chain:
         """
         access, samples = self.evidence.access, kept.at(key)
         assert access is not None
-        known = self.places.get(key)
-        spare = known.spare if known else None
+        spare = self.places[key].spare if key in self.places else None
         none = next(t.x[:0] for each in samples.values() for t in each.values())
         unseen = torch.cat([none, *(t.x for t in samples.get(UNSEEN_SET, {}).values())])
         seekers = []
         for places, sets in ((self.places, ALL_KEPT), (self.shadow, KEPT_SETS)):
             kept_x = torch.cat([t.x for n in sets for t in samples.get(n, {}).values()])
-            background = Background.of(kept_x)
-            if key not in places:
+            known = key in places
+            background = Background.of(places[key].over_ones(kept_x) if known else kept_x)
+            if not known:
                 if not has_threshold(fit, background):
                     return []
                 spare = spare or spare_at(self.evidence, key, samples)
                 constant = None if fit.bias else background.constant.float()
                 places[key] = Place(fit, constant, spare)
-            if not fit.bias:
-                background = Background.of(places[key].over_ones(kept_x))
+                if not fit.bias:
+                    background = Background.of(places[key].over_ones(kept_x))
             usual = Usual(background, samples.get("retain", {}))
             seekers.append(Seeker(access, background, unseen, places[key], usual))
         return seekers

@@ -16,14 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from expunge.data import CONDITIONS
-from expunge.methods.base import Evidence, Ground
+from expunge.methods.base import Evidence
 from expunge.methods.erase import allowed
 from expunge.plan import SiteEdit
+
+if TYPE_CHECKING:
+    from expunge.sites import Values
 
 SHARES = (0.3, 0.2, 0.1)
 LARGEST = 10.0
@@ -75,13 +79,14 @@ def grounds(evidence: Evidence) -> dict[str, Tensor]:
     """
     access, judge = evidence.access, evidence.judge
     assert access is not None and judge is not None
-    fits = {s.key: fit for s in evidence.sites if (fit := access.fit(s.key)) is not None}
-    makers = {k: f.ground for k, f in fits.items() if not f.bias and f.ground is not None}
+    fits = {s.key: access.fit(s.key) for s in evidence.sites}
+    lacking = [key for key, fit in fits.items() if fit is not None and not fit.bias]
+    makers = {key: able for key in lacking if (able := access.values(key)) is not None}
     if not makers:
         return {}
     streams = _streams(evidence, list(makers))
     start = judge.cost({})
-    most = {n: nll + PART * (allowed(start)[n] - nll) for n, nll in start.items()}
+    most = {n: start[n] + PART * (nll - start[n]) for n, nll in allowed(start).items()}
     for share in SHARES:
         made = constants(makers, streams, share)
         cost = judge.cost({key: SiteEdit(ground=d) for key, d in made.items()}, most)
@@ -91,7 +96,7 @@ def grounds(evidence: Evidence) -> dict[str, Tensor]:
 
 
 def constants(
-    makers: Mapping[str, Ground], streams: Mapping[str, Stream], share: float
+    makers: Mapping[str, Values], streams: Mapping[str, Stream], share: float
 ) -> dict[str, Tensor]:
     """The changes, site after site, float32; none where what is there is heard by `ENOUGH`."""
     made: dict[str, Tensor] = {}

@@ -98,8 +98,9 @@ class Spare:
         values, vectors = torch.linalg.eigh((said + said.T) / 2)
         root = vectors * values.clamp_min(0).sqrt()
         shares, turn = torch.linalg.eigh(root.T @ against @ root)
-        heard = root @ turn[:, shares > HEARD**2] / shares[shares > HEARD**2]
-        projection = heard @ turn[:, shares > HEARD**2].T @ root.T @ against
+        heard = shares > HEARD**2
+        along = root @ turn[:, heard]
+        projection = along / shares[heard] @ along.T @ against
         out = self.out[:, order] @ projection.float()
         return out, foretold.index_fill(1, gone, 0.0).float()
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from expunge.errors import InputError
-from expunge.grid import CODES, GRIDS, STEPS, unpacked
+from expunge.grid import CODES, STEPS, turned, unpacked
 from expunge.report.figures import as_map, figure, natural, ordered
 from expunge.report.results import Results
 
@@ -225,7 +225,7 @@ def _tensor(file: Any, name: str, names: set[str]) -> NDArray[np.float64] | None
             rows = unpacked(file.get_tensor(name + CODES), file.get_tensor(name + STEPS))
         except ValueError as error:
             raise InputError(f"plan tensor {name}: {error}; make the plan again") from error
-        return (rows.T if GRIDS[name.rsplit("/", 1)[1]][1] else rows).astype(np.float64)
+        return turned(name, rows).astype(np.float64)
     if name not in names or file.get_slice(name).get_dtype() not in READABLE:
         return None
     return np.asarray(file.get_tensor(name), dtype=np.float64)
