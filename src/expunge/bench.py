@@ -25,7 +25,16 @@ from expunge.models import Prompter
 from expunge.plan import Plan, SiteEdit
 from expunge.precision import half_products
 from expunge.progress import Progress
-from expunge.sites import Inner, Site, Values, hidden, inner_of, takes_bias, values_of
+from expunge.sites import (
+    Inner,
+    Site,
+    Values,
+    hidden,
+    inner_of,
+    passed_on,
+    takes_bias,
+    values_of,
+)
 from expunge.stats import NeuronStats
 from expunge.tokens import collect_tokens, explained
 from expunge.tune import Search
@@ -113,7 +122,10 @@ class Bench:
     def fit(self, key: str) -> Fit | None:
         """See `methods.base.Access.fit`."""
         inner = self._inner.get(key)
-        return None if inner is None else Fit(inner.up is not None, takes_bias(self.model, inner))
+        passed = passed_on(self.model, self._site(key))
+        if inner is None or passed is None:
+            return None
+        return Fit(inner.up is not None, takes_bias(self.model, inner), passed)
 
     def values(self, key: str) -> Values | None:
         """See `methods.base.Access.values`."""

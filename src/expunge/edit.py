@@ -28,9 +28,11 @@ from expunge.sites import (
     down_weight,
     find_sites,
     grow_bias,
+    grow_values,
     inner_bias,
     inner_of,
     inner_weight,
+    takes_values,
     value_bias,
 )
 
@@ -165,12 +167,12 @@ def _check_fit(model: nn.Module, site: Site, edit: SiteEdit) -> None:
     if edit.rewire is not None:
         _check_rewire(model, site, edit.rewire)
     if edit.ground is not None:
-        bias = value_bias(model, site)
-        wanted, found = tuple(edit.ground.shape), None if bias is None else tuple(bias.shape)
-        if wanted != found:
+        number, able = len(edit.ground), takes_values(model, site)
+        if number != able:
             raise InputError(
-                f"the plan adds {wanted} to the biases of the values of attention at {site.key},"
-                f" which are {found or 'not there'}; it was made for another model or is damaged"
+                f"the plan adds {number} numbers to the biases of the values of attention at"
+                f" {site.key}, of which {able or 'there can be none'}; it was made for another"
+                " model or is damaged"
             )
     if edit.steer is not None and site.kind == "expert":
         raise InputError(f"{site.key} is one expert of many: it can be pruned, but not steered")
@@ -212,6 +214,8 @@ def _edit_site(
     if edit.rewire is not None:
         _rewire(model, site, edit.rewire, undos)
     if edit.ground is not None:
+        if value_bias(model, site) is None:
+            undos.append(grow_values(model, site))
         bias = value_bias(model, site)
         assert bias is not None
         _replace(bias, (slice(None),), bias + edit.ground.to(bias), undos)

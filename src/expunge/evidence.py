@@ -35,7 +35,7 @@ from expunge.parallel import least, part
 from expunge.passes import Name, Passes, free_memory, groups_within
 from expunge.precision import half_products
 from expunge.progress import Progress
-from expunge.sites import Site, down_weight, inner_of
+from expunge.sites import Site, down_weight, inner_of, passed_on
 from expunge.stats import Moment, NeuronStats
 from expunge.subspace import workspace
 
@@ -157,8 +157,9 @@ def _almost_nothing(
 
 def takes_neurons(model: Any, sites: Sequence[Site]) -> bool:
     """Whether new neurons can be put into some MLP of the chosen sites."""
-    decodes = getattr(model.config, "is_encoder_decoder", False)
-    return not decodes and any(inner_of(model, s) is not None for s in sites if s.kind == "mlp")
+    if getattr(model.config, "is_encoder_decoder", False):
+        return False
+    return any(inner_of(model, s) is not None and passed_on(model, s) is not None for s in sites)
 
 
 def reach_of(

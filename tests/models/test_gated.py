@@ -569,8 +569,8 @@ def test_detectors_of_the_other_view_do_not_change_what_the_first_ones_write():
     assert said(picture) == pytest.approx([0, -5, 0], abs=0.5)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_neurons_write_what_puts_the_usual_in_the_place_of_a_subject(bias):
+@pytest.mark.parametrize(("bias", "passed"), [(True, 1.0), (False, 1.0), (True, 0.25)])
+def test_neurons_write_what_puts_the_usual_in_the_place_of_a_subject(bias, passed):
     """Two detectors of one subject, one there before: against float64 least squares and a loop."""
     generator = torch.Generator().manual_seed(1)
 
@@ -579,7 +579,7 @@ def test_neurons_write_what_puts_the_usual_in_the_place_of_a_subject(bias):
 
     background = Background.of(drawn(600, 8))
     constant = None if bias else drawn(1, 8)[0]
-    place = Place(Fit(True, bias), constant, spares(9))
+    place = Place(Fit(True, bias, passed), constant, spares(9))
     x, streams, none = drawn(40, 8), drawn(40, 5), torch.zeros(40, dtype=torch.bool)
     kept = Tokens(drawn(90, 8), torch.arange(90) % 9 == 0, torch.ones(4), drawn(90, 5))
     tokens = Tokens(x, none, torch.ones(4), streams, torch.arange(40), none)
@@ -612,7 +612,7 @@ def test_neurons_write_what_puts_the_usual_in_the_place_of_a_subject(bias):
         ]
         near = [j for _, j in sorted(alike)[-16:]]
         rows.append([a * a for a in above])
-        wanted.append((kept.stream[near].double().mean(0) - streams[i].double()).numpy())
+        wanted.append((kept.stream[near].double().mean(0) - streams[i].double()).numpy() / passed)
     a, b = np.array(rows), np.array(wanted)
     ridge = [0.01 * max((column**2).sum(), (column > 0).sum()) for column in a.T]
     expected = np.linalg.solve(a.T @ a + np.diag(ridge), a.T @ b)

@@ -21,7 +21,10 @@ from expunge.sites import (
     down_module,
     down_weight,
     find_sites,
+    inner_of,
     inspect_config,
+    layer_of,
+    passed_on,
     towers,
 )
 
@@ -30,6 +33,9 @@ NAMES = sorted(FAMILIES)
 ENCODER = next(
     path for path, _ in FAMILIES["llava"].build().named_modules() if path.endswith(".encoder")
 )
+NORMED = {"gemma3", "glm4v"}
+OTHERWISE = {"qwen2_moe", "florence2"}
+"""A shared expert has a gate of the input; a BART norms the sum, but takes no new neurons."""
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -103,6 +109,39 @@ def test_keys_and_widths_follow_from_the_configuration(case):
     assert {site.key: site.width for site in sites} == dict(family.widths)
     assert len({site.key for site in sites}) == len(sites)
     assert {site.key for site in sites if site.dead} == family.dead
+
+
+@torch.no_grad()
+def test_what_a_layer_adds_is_a_share_of_what_its_mlp_says(case):
+    """Against the layer itself, with twice as much said."""
+    family, model, sites = case
+    for name, gate in model.named_parameters():
+        gate.fill_(0.5) if name.endswith("cross_attn_mlp_gate") else None
+    batch, known = batch_of(family, model), [s for s in sites if inner_of(model, s) is not None]
+    for site in [s for s in known if s.tower == "language" and layer_of(s)][:2]:
+        said, out = [], []
+
+        def more(_, __, output, said=said):
+            said.append(output.clone())
+            return 2 * output if len(said) > 1 else None
+
+        def passed(_, __, output, out=out):
+            out.append(output[0] if isinstance(output, tuple) else output)
+
+        hooks = [
+            down_module(model, site).register_forward_hook(more),
+            model.get_submodule(layer_of(site)).register_forward_hook(passed),
+        ]
+        for _ in range(2):
+            logits(model, batch)
+        for hook in hooks:
+            hook.remove()
+        share, added = passed_on(model, site), out[1] - out[0]
+        if family.model_type in NORMED:
+            assert share is None
+        elif family.model_type not in OTHERWISE:
+            expected = share * said[0].reshape(added.shape)
+            torch.testing.assert_close(added, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_order_is_by_tower_then_layer(case):

@@ -4,15 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LlamaConfig, Qwen2Config, Qwen2Model
+from transformers import MistralConfig, OPTConfig, OPTForCausalLM, Qwen2Config, Qwen2Model
 
 from expunge.edit import applied, fingerprint, restore, save_checkpoint
+from expunge.encoding import batches
 from expunge.errors import InputError
-from expunge.fiction.build import as_kind
-from expunge.fiction.shipped import checkpoint
-from expunge.models import load
+from expunge.fiction.build import as_gemma, as_kind
+from expunge.fiction.shipped import checkpoint, suite
+from expunge.models import Prompter, load
 from expunge.plan import Plan, SiteEdit
-from expunge.sites import find_sites, value_bias, values_of
+from expunge.sites import find_sites, takes_values, value_bias, values_of
+from expunge.sites.grow import Option, owner_of
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 50}
 
@@ -83,14 +85,65 @@ def test_two_plans_have_one_constant(world):
         assert torch.equal(both.ground, other.ground)
 
 
-def test_a_model_without_them_is_refused(world):
-    llama = load(checkpoint("vanilla"))[0]
-    assert isinstance(llama.config.text_config, LlamaConfig)
-    assert all(value_bias(llama, s) is None for s in find_sites(llama))
-    with pytest.raises(InputError, match="biases of the values .* are not there"):
-        replace(plan_for(llama), provenance={}).apply(llama)
-    with pytest.raises(InputError, match=r"adds \(7,\) .* are \(128,\)"):
+@pytest.fixture(scope="module")
+def shipped():
+    return load(checkpoint("vanilla"))
+
+
+def test_a_model_that_can_have_none_is_refused(shipped, world):
+    mistral = as_kind(*shipped, MistralConfig)
+    assert all(takes_values(mistral, s) is None for s in find_sites(mistral))
+    assert all(values_of(mistral, s) is None for s in find_sites(mistral))
+    with pytest.raises(InputError, match="of which there can be none"):
+        replace(plan_for(mistral), provenance={}).apply(mistral)
+    with pytest.raises(InputError, match="adds 7 numbers .* of which 128"):
         plan_for(world[0], 7).apply(world[0])
+
+
+def logits(model, processor):
+    rows = suite().sets["retain"][:4]
+    (batch,) = batches(model, Prompter(processor), rows, "multi", batch_size=4)
+    with torch.inference_mode():
+        return model(**batch.inputs).logits
+
+
+def test_a_model_that_can_be_given_them_is(shipped, tmp_path):
+    """A Gemma: they are zero but where the plan says, are saved, and are gone afterwards."""
+    model, processor = as_gemma(*shipped), shipped[1]
+    said = logits(model, processor)
+    torch.testing.assert_close(said, logits(*shipped), atol=1e-4, rtol=1e-4)
+    site = next(s for s in find_sites(model) if s.key == "language.1")
+    assert value_bias(model, site) is None and takes_values(model, site) == 128
+    before = fingerprint(model)
+    plan = plan_for(model)
+    with applied(model, plan):
+        grown = {n: v for n, v in model.state_dict().items() if "self_attn" in n and "bias" in n}
+        mine = {n: v for n, v in grown.items() if "language_model" in n and v.any()}
+        (changed,) = mine.values()
+        assert torch.equal(changed, plan.edits["language.1"].ground)
+        assert next(iter(mine)).endswith("layers.1.self_attn.v_proj.bias")
+        edited = logits(model, processor)
+        assert (edited - said).abs().max() > 0.1
+        save_checkpoint(model, processor, tmp_path / "edited")
+    assert fingerprint(model) == before and value_bias(model, site) is None
+    assert model.config.text_config.attention_bias is False
+    again, processor = load(tmp_path / "edited")
+    assert again.config.text_config.attention_bias and torch.equal(logits(again, processor), edited)
+    save_checkpoint(model, processor, tmp_path / "base")
+    restored = restore(tmp_path / "edited", tmp_path / "base", tmp_path / "restored")
+    assert fingerprint(load(restored)[0]) == before
+
+
+@pytest.mark.parametrize("switch", ["attention_bias", "mlp_bias"])
+def test_a_switch_that_the_model_does_not_heed_is_none(switch):
+    """OPT's layers look at other switches, whatever stands in its configuration."""
+    model = OPTForCausalLM(
+        OPTConfig(hidden_size=32, ffn_dim=64, num_hidden_layers=1, num_attention_heads=2)
+    )
+    setattr(model.config, switch, False)
+    (site,) = (s for s in find_sites(model) if s.kind == "mlp")
+    option = Option(switch, ("v_proj", "fc1", "fc2"))
+    assert owner_of(model, site.path, option) is None
 
 
 def test_an_adapter_cannot_hold_them(world, tmp_path):

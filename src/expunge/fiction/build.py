@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
+    GemmaConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -195,4 +197,32 @@ def as_kind(
     with torch.no_grad():
         for name in lacking:
             other.get_parameter(name).zero_()
+    return other
+
+
+def as_gemma(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor
+) -> LlavaForConditionalGeneration:
+    """The same function with a Gemma, which has no biases but can be given some of attention.
+
+    A Gemma multiplies the embeddings of words, and its norms have weights of 1 more than they say.
+
+    Args:
+        model: A model of `build_model`, or one with another language model without biases;
+            unchanged.
+        processor: Its processor.
+    """
+    old: Any = model.config.text_config
+    same = {name: getattr(old, name) for name in SHARED}
+    text = GemmaConfig(**same, head_dim=old.head_dim, hidden_act=old.hidden_act, bos_token_id=None)
+    other = build_model(processor, text=text).eval()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    longer = math.sqrt(old.hidden_size)
+    for name, value in weights.items():
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            value /= longer
+        elif "language_model" in name and name.endswith("norm.weight"):
+            value *= 1 if ".layers." in name else longer  # of the last, for the output embedding
+            value -= 1
+    other.load_state_dict(weights)
     return other

@@ -123,10 +123,12 @@ class Fit:
     Attributes:
         gated: Whether a neuron has a second factor, linear in its input.
         bias: Whether its rows can have a bias.
+        passed: The share of what it writes that the layer adds to the stream.
     """
 
     gated: bool
     bias: bool
+    passed: float = 1.0
 
 
 class Access(Protocol):

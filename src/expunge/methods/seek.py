@@ -318,7 +318,7 @@ class Seeker:
             at = thinned(torch.nonzero(here.cpu())[:, 0])
             usual = self.usual.stream(looked.condition, picture, x[at]) if len(at) else None
             if usual is not None:
-                wanted.append(usual - tokens.stream[positions[at]])
+                wanted.append((usual - tokens.stream[positions[at]]) / self.place.fit.passed)
                 said.append(loud[at])
         if not said:
             return list(found)

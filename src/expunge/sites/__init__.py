@@ -19,10 +19,11 @@ from expunge.sites.inner import (
     inner_of,
     inner_weight,
     layer_of,
+    passed_on,
     takes_bias,
 )
 from expunge.sites.towers import towers
-from expunge.sites.values import Values, value_bias, values_of
+from expunge.sites.values import Values, grow_values, takes_values, value_bias, values_of
 from expunge.sites.weights import down_module, down_weight
 
 __all__ = [
@@ -36,13 +37,16 @@ __all__ = [
     "explains",
     "find_sites",
     "grow_bias",
+    "grow_values",
     "hidden",
     "inner_bias",
     "inner_of",
     "inner_weight",
     "inspect_config",
     "layer_of",
+    "passed_on",
     "takes_bias",
+    "takes_values",
     "towers",
     "value_bias",
     "values_of",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,14 +16,15 @@ from torch import Tensor, nn
 from expunge.errors import InputError
 from expunge.offload import kept_weight
 from expunge.sites.blocks import MLPS, Site, matched
+from expunge.sites.grow import MLP, flagged, grow, holders, in_memory, owner_of
 from expunge.sites.kin import as_llama
 from expunge.sites.weights import stored
 
 ACTIVATIONS = ("act_fn", "activation_fn", "activation", "act")
 GATED = (("gate_proj", "up_proj"), ("gate_up_proj",), ("w1", "w3"), ("wi_0", "wi_1"))
-BIAS_FLAG = "mlp_bias"
-MLP_MAPS = ("gate_proj", "up_proj", "down_proj")
 ATTENTION_OUT = ("o_proj",)
+NORMS_BEHIND = ("post_feedforward_layernorm", "post_mlp_layernorm")
+LEAST_SHARE = 1e-2
 CLOSE = 1e-2
 
 
@@ -76,6 +79,26 @@ def layer_of(site: Site) -> str | None:
     return found[1] if found else None
 
 
+def passed_on(model: nn.Module, site: Site) -> float | None:
+    """The share of what an MLP says that its layer adds to the stream.
+
+    1 in most models, a constant of the configuration (Granite) or of the layer (Llama 3.2's cross
+    attention) in some; None where hardly anything is passed on, or where a norm comes between, so
+    that what is added does not grow with what is said (Gemma 2 and 3, GLM-4V).
+    """
+    path = layer_of(site)
+    if path is None:
+        return 1.0
+    layer = model.get_submodule(path)
+    if any(hasattr(layer, name) for name in NORMS_BEHIND):
+        return None
+    share = float(getattr(layer, "residual_multiplier", 1.0))
+    gate = getattr(layer, "cross_attn_mlp_gate", None)
+    if gate is not None and gate.device.type != "meta":
+        share *= math.tanh(float(gate))
+    return share if abs(share) > LEAST_SHARE else None
+
+
 def _activation(block: nn.Module) -> Callable[[Tensor], Tensor] | None:
     for name in ACTIVATIONS:
         found = getattr(block, name, None)
@@ -127,7 +150,8 @@ def takes_bias(model: nn.Module, inner: Inner) -> bool:
     """Whether the maps have a bias, or the model's configuration allows one."""
     if all(inner_bias(model, path) is not None for path, _ in inner.parts):
         return True
-    return _biasless(model, inner.gate[0]) is not None
+    path = inner.gate[0]
+    return owner_of(model, path, MLP) is not None or _kin(model, path) is not None
 
 
 def grow_bias(model: nn.Module, inner: Inner) -> Callable[[], None]:
@@ -142,80 +166,34 @@ def grow_bias(model: nn.Module, inner: Inner) -> Callable[[], None]:
     Raises:
         InputError: The model has no such option.
     """
-    owner = _biasless(model, inner.gate[0])
-    if owner is None:
+    path = inner.gate[0]
+    owner = owner_of(model, path, MLP)
+    if owner is not None:
+        return grow(owner, MLP.maps, partial(flagged, model, owner, MLP))
+    owner = _kin(model, path)
+    llama = None if owner is None else as_llama(model, owner)
+    if owner is None or llama is None:
         raise InputError(
-            f"the plan needs a bias at {inner.gate[0]}, which this model cannot have; apply it to"
-            " the model it was made for"
+            f"the plan needs a bias at {path}, which this model cannot have; apply it to the model"
+            " it was made for"
         )
-    llama = None if _has_flag(owner) else as_llama(model, owner)
-    maps = ATTENTION_OUT if llama is not None and llama.attention_bias else ()
-    grown = [m for m in _linears(owner, (*MLP_MAPS, *maps)) if m.bias is None]
-    for linear in grown:
-        zero = torch.zeros(linear.out_features, dtype=linear.weight.dtype)
-        linear.bias = nn.Parameter(zero.to(linear.weight.device), requires_grad=False)
-    forget = _flagged(_configs(model, owner)) if llama is None else _written_as(model, llama)
-
-    def undo() -> None:
-        for linear in grown:
-            linear.register_parameter("bias", None)
-        forget()
-
-    return undo
+    maps = (*MLP.maps, *(ATTENTION_OUT if llama.attention_bias else ()))
+    return grow(owner, maps, partial(_written_as, model, llama))
 
 
-def _flagged(configs: Sequence[Any]) -> Callable[[], None]:
-    """Have configurations say that there are biases; returns what has them say the opposite."""
-    for config in configs:
-        setattr(config, BIAS_FLAG, True)
-
-    def undo() -> None:
-        for config in configs:
-            setattr(config, BIAS_FLAG, False)
-
-    return undo
+def _kin(model: nn.Module, path: str) -> nn.Module | None:
+    """The language model around a map that a Llama can compute, None where there is none."""
+    found = next((m for m in holders(model, path) if as_llama(model, m)), None)
+    return found if found is not None and in_memory(found, MLP.maps) else None
 
 
 def _written_as(model: Any, llama: Any) -> Callable[[], None]:
     """Have the language model written as a Llama with biases; returns what takes that back."""
     whole, before = model.config, model.config.text_config
     whole.text_config = copy.deepcopy(llama)
-    setattr(whole.text_config, BIAS_FLAG, True)
+    setattr(whole.text_config, MLP.flag, True)
 
     def undo() -> None:
         whole.text_config = before
 
     return undo
-
-
-def _has_flag(module: nn.Module) -> bool:
-    """Whether a module's configuration could give its MLPs biases, but does not."""
-    return getattr(getattr(module, "config", None), BIAS_FLAG, None) is False
-
-
-def _biasless(model: nn.Module, path: str) -> nn.Module | None:
-    """The module with a configuration that could give the map at `path` a bias, but does not."""
-    names = path.split(".")
-    for number in range(len(names), -1, -1):
-        module: Any = model.get_submodule(".".join(names[:number]))
-        if hasattr(module, "layers") and (_has_flag(module) or as_llama(model, module)):
-            held = all(m.weight.device.type != "meta" for m in _linears(module, MLP_MAPS))
-            return module if held else None
-    return None
-
-
-def _linears(owner: nn.Module, names: Sequence[str]) -> Iterator[nn.Linear]:
-    for path, module in owner.named_modules():
-        if type(module) is nn.Linear and path.rpartition(".")[2] in names:
-            yield module
-
-
-def _configs(model: nn.Module, owner: nn.Module) -> list[Any]:
-    """Every configuration object that speaks for `owner`, the whole model's parts among them."""
-    mine = owner.config
-    found = [mine]
-    whole: Any = getattr(model, "config", None)
-    for each in (whole, *(getattr(whole, name, None) for name in ("text_config", "llm_config"))):
-        if getattr(each, BIAS_FLAG, None) is False and all(each is not f for f in found):
-            found.append(each)
-    return found

@@ -6,9 +6,10 @@ import copy
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import nn
 from transformers import LlamaConfig
+
+from expunge.sites.grow import added, made_of
 
 KIN = ("Qwen2Model", "MistralModel")
 """Classes whose layers are those of a Llama, but for biases of attention that a Llama can have."""
@@ -60,17 +61,10 @@ def _holds(model: Any, owner: nn.Module, llama: LlamaConfig) -> bool:
     config = copy.deepcopy(model.config)
     config.text_config = llama
     path = next(name for name, module in model.named_modules() if module is owner)
-    try:
-        with torch.device("meta"):
-            other = type(model)._from_config(config)
-        kind = type(other.get_submodule(path)).__name__
-    except (AttributeError, KeyError, TypeError, ValueError):
+    other = made_of(model, config)
+    more = added(model, other)
+    if other is None or more is None:
         return False
-    ours = {name: value.shape for name, value in model.state_dict().items()}
-    theirs = {name: value.shape for name, value in other.state_dict().items()}
-    more = theirs.keys() - ours.keys()
-    return (
-        kind == "LlamaModel"
-        and all(theirs.get(name) == shape for name, shape in ours.items())
-        and all(name.endswith("o_proj.bias") for name in more)
+    return type(other.get_submodule(path)).__name__ == "LlamaModel" and all(
+        name.endswith("o_proj.bias") for name in more
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
 from expunge.sites.blocks import Site
+from expunge.sites.grow import ATTENTION, flagged, grow, owner_of
 from expunge.sites.inner import layer_of
 
 
@@ -30,13 +33,37 @@ class Values:
 def value_bias(model: nn.Module, site: Site) -> Tensor | None:
     """The biases themselves, [n]; None where there are none, or the layout is not known."""
     maps = _maps(model, site)
-    return None if maps is None else maps[0].bias.detach()
+    return None if maps is None or maps[0].bias is None else maps[0].bias.detach()
+
+
+def takes_values(model: nn.Module, site: Site) -> int | None:
+    """How many there are, or could be by the model's configuration; None where none can be."""
+    maps = _maps(model, site)
+    if maps is None or (maps[0].bias is None and _owner(model, site) is None):
+        return None
+    return maps[0].out_features
+
+
+def grow_values(model: nn.Module, site: Site) -> Callable[[], None]:
+    """Give all attention of the tower biases of zero; returns what takes them away again.
+
+    Args:
+        model: The model.
+        site: A site that has none, but for which `takes_values` tells a number.
+    """
+    owner = _owner(model, site)
+    assert owner is not None
+    return grow(owner, ATTENTION.maps, partial(flagged, model, owner, ATTENTION))
+
+
+def _owner(model: nn.Module, site: Site) -> nn.Module | None:
+    return owner_of(model, site.path, ATTENTION)
 
 
 def values_of(model: nn.Module, site: Site) -> Values | None:
-    """What they can do, None where there are none that do anything."""
+    """What they can do, None where there are none that do anything, nor can be."""
     maps = _maps(model, site)
-    if maps is None:
+    if maps is None or takes_values(model, site) is None:
         return None
     value, out, head = maps
     weight = out.weight.detach().float()
@@ -55,7 +82,7 @@ def _maps(model: nn.Module, site: Site) -> tuple[nn.Linear, nn.Linear, int] | No
         head = getattr(block, "head_dim", None)
         if type(value) is not nn.Linear or type(out) is not nn.Linear or not isinstance(head, int):
             continue
-        if value.bias is None or "meta" in (value.bias.device.type, out.weight.device.type):
+        if "meta" in (value.weight.device.type, out.weight.device.type):
             continue
         heads, shared = out.in_features // head, value.out_features // head
         if (heads * head, shared * head) == (out.in_features, value.out_features):
