@@ -126,14 +126,7 @@ def strangers(config, size):
 
     Nobody shares a part of a name with anybody whom it knows.
     """
-    known = {word for p in Invented().people for word in p.name.split()}
-    people = []
-    for seed in itertools.count(1):
-        new = Invented(seed=seed, private=120).private_people
-        people += [p for p in new if known.isdisjoint(p.name.split())]
-        if len(people) >= STRANGERS:
-            break
-    people = people[:STRANGERS]
+    people = Invented().strangers(STRANGERS)
     gold, rows = load(config.gold), []
     for begin in range(0, len(people), size):
         some = people[begin : begin + size]

@@ -86,6 +86,7 @@ def run(
     neighbor: File = None,
     real: File = None,
     skills: File = None,
+    stranger: File = None,
     gold: Gold = None,
     method: MethodName = None,
     budget: Budget = None,

@@ -31,6 +31,8 @@ class RunConfig:
         neighbor: Subjects like those of forget and retain, never shown to the method.
         real: Well-known subjects of another kind, never shown to the method.
         skills: General abilities.
+        stranger: Subjects like those of forget whom neither model nor gold has ever seen, for
+            membership inference; not evaluated otherwise.
         gold: Checkpoint trained without the forget set, for comparison.
         method: Name of the method.
         budget: Share of the neurons to prune, 0 to 1; None is the method's default.
@@ -74,6 +76,7 @@ class RunConfig:
     neighbor: str | None = None
     real: str | None = None
     skills: str | None = None
+    stranger: str | None = None
     gold: str | None = None
     method: str = "auto"
     budget: float | None = None

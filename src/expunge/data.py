@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 TASKS = ("generation", "classification", "cloze")
 CONDITIONS = ("multi", "text")
 SETS = ("forget", "test", "retain", "neighbor", "real", "skills")
+STRANGER = "stranger"
+GIVEN = (*SETS, STRANGER)
+"""Sets that can be given: those that are evaluated, and people whom no model has ever seen."""
 MAX_PIXELS = 64_000_000
 
 
@@ -71,7 +74,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Suite:
-    """Examples under the names of `SETS`.
+    """Examples under the names of `GIVEN`.
 
     Attributes:
         sets: Set name to its examples; sets that were not given are absent.
@@ -81,8 +84,8 @@ class Suite:
 
     def __post_init__(self) -> None:
         for name, examples in self.sets.items():
-            if name not in SETS:
-                raise unknown("set", name, SETS)
+            if name not in GIVEN:
+                raise unknown("set", name, GIVEN)
             if not examples:
                 raise InputError(
                     f"set {name!r} is empty; give at least one example or leave it out."
@@ -92,6 +95,11 @@ class Suite:
     def of(cls, **sets: Iterable[Example] | None) -> Suite:
         """A suite of the sets given by name; None stands for a set that is not there."""
         return cls({name: tuple(given) for name, given in sets.items() if given is not None})
+
+    @property
+    def evaluated(self) -> dict[str, tuple[Example, ...]]:
+        """The sets of `SETS`."""
+        return {name: rows for name, rows in self.sets.items() if name in SETS}
 
     def counts(self) -> dict[str, dict[str, int]]:
         """How many examples of each set can be asked: ``{set: {"multi": n, "text": n}}``."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -271,7 +272,10 @@ def _choose(
     condition: str,
     batch_size: int,
 ) -> dict[int, tuple[str, float]]:
-    """Likeliest choice by mean token log-probability, and the truth ratio, by example."""
+    """Likeliest choice by mean token log-probability, and the truth ratio, by example.
+
+    Of choices that are equally likely the first is taken, wherever the right one stands.
+    """
     pairs = [(i, c) for i in chosen for c in examples[i].choices or () if c != examples[i].answer]
     wrong = teacher_forced(
         model,
@@ -289,7 +293,9 @@ def _choose(
         right = examples[i].answer
         others = [s for c, s in score.items() if c != right]
         ratio = metrics.truth_ratio(others, score[right]) if others else math.nan
-        picks[i] = (max(score, key=lambda c: score[c]), ratio)
+        choices = list(examples[i].choices or ())
+        told = np.nan_to_num([score[c] for c in choices], nan=-math.inf, neginf=-math.inf)
+        picks[i] = (choices[metrics.likeliest_choice(told)], ratio)
     return picks
 
 
@@ -380,7 +386,7 @@ def evaluate(
     """
     prompter = prompter or Prompter(processor)
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, examples in suite.sets.items():
+    for name, examples in suite.evaluated.items():
         for condition in CONDITIONS:
             rows = ask(model, prompter, examples, condition, batch_size=batch_size, tick=tick)
             if rows:

@@ -225,7 +225,8 @@ class Run:
             if group == "forget" and said is not None:
                 said.extend(answer.shown(condition) for answer in answers)
 
-        total = sum(sum(c.values()) for c in self.suite.counts().values())
+        asked = Suite(self.suite.evaluated).counts()
+        total = sum(sum(c.values()) for c in asked.values())
         with self.progress.task(f"evaluate {name}", total, adds=True) as tick:
             return evaluate(
                 model,
@@ -310,7 +311,7 @@ def evaluate_models(
 
 def read_suite(config: RunConfig) -> Suite:
     """Read every question file that the configuration names."""
-    paths = {n: getattr(config, n) for n in data.SETS}
+    paths = {n: getattr(config, n) for n in data.GIVEN}
     return Suite.of(
         **{name: data.read(path, format=config.data_format) for name, path in paths.items() if path}
     )

@@ -350,7 +350,7 @@ def test_relearn_has_a_curve_for_each_split_and_model(context):
     result = relearn.run(context, (0, 1, 2))
     splits = set(relearn.splits(context))
     assert result["axes"] == ["fine-tuning steps", "accuracy"]
-    assert set(result["curves"]) == {f"{s}, {m}" for s in splits for m in ("unlearned", "gold")}
+    assert set(result["curves"]) == {f"{s}, {m}" for s in splits for m in base.MODELS}
     for name, points in result["curves"].items():
         split, model = name.split(", ")
         place = result["columns"].index(model)
@@ -554,6 +554,48 @@ def small(rows, lessons):
     return Suite.of(forget=lessons, retain=retain, neighbor=neighbor)
 
 
+def test_membership_is_asked_against_strangers(context, rows):
+    """Of two copies of one set the chance is even; without strangers neighbours stand in."""
+    forget = list(context.suite.sets["forget"])
+    alike = Suite({**context.suite.sets, "stranger": tuple(forget)})
+    result = membership.run(replace(context, suite=alike))
+    assert [row[2:5] for row in result["rows"]] == [[0.5] * 3] * len(result["rows"])
+    assert "stranger whom no model has seen" in result["note"]
+    assert set(result["dots"]) == {"vanilla", "unlearned", "gold"}
+    row = result["rows"][0]
+    assert result["dots"]["gold"][f"{row[0]}, {row[1]}"] == [row[4]]
+    assert "no stranger set was given" in membership.run(context)["note"]
+
+
+def test_strangers_of_the_embedded_world_are_known_to_nobody():
+    from expunge.attacks.run import suite_of
+    from expunge.config import RunConfig
+    from expunge.fiction.world import World
+
+    sets = suite_of(RunConfig(forget="fiction")).sets
+    known = {word for person in World().people for word in person.name.split()}
+    strangers = {e.subject for e in sets["stranger"]}
+    assert len(strangers) == len({e.subject for e in sets["forget"]})
+    assert all(known.isdisjoint(name.split()) for name in strangers)
+    forms = [{(e.attribute, e.task) for e in sets[n]} for n in ("forget", "stranger")]
+    assert forms[0] == forms[1]
+
+
+def test_the_rows_about_forget_are_drawn(context):
+    scores = {"vanilla": 1.0, "unlearned": 0.5, "gold": 0.25}
+
+    def scorer(c, examples, _):
+        return [scores[c.name]] * len(examples)
+
+    drawn = base.dots(base.compared(context, {"a": scorer, "b": scorer}))
+    labels = [f"{v}, {c}" for c in base.ASKED_WITH.values() for v in "ab"]
+    assert drawn == {
+        "vanilla": dict.fromkeys(labels, [1.0, None, None]),
+        "unlearned": dict.fromkeys(labels, [0.5, 0.5, 0.5]),
+        "gold": dict.fromkeys(labels, [0.25, None, None]),
+    }
+
+
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, taught, processor, small):
     """A finished run on disk."""
@@ -585,11 +627,15 @@ def test_every_attack_writes_a_table_that_quotes_nobody(run_folder, small):
         assert entry["rows"], name
         assert all(len(row) == len(entry["columns"]) for row in entry["rows"]), name
         assert "vanilla" in json.dumps(entry) and "gold" in json.dumps(entry), name
+        drawn = " ".join(entry.get("curves") or entry["dots"])
+        assert all(model in drawn for model in base.MODELS), name
     for example in small.sets["forget"]:
         for secret in (example.subject, example.answer, example.question, example.text_question):
             assert secret not in text
     after = (run_folder / "report.html").read_text("utf-8")
     assert "Membership inference" in after and "Membership inference" not in before
+    titles = {f'id="attack-{n}-t">{entry["title"]}<' for n, entry in enumerate(held.values())}
+    assert all(title in after for title in titles)
     assert not list(run_folder.glob("*.partial"))
 
 
@@ -635,7 +681,9 @@ def test_an_attack_whose_set_is_missing_is_refused_by_name_and_left_out_of_all(s
     from expunge.attacks.run import chosen
 
     sets = Suite({k: v for k, v in suite.sets.items() if k != "neighbor"})
-    with pytest.raises(InputError, match="needs the neighbor set"):
+    with pytest.raises(InputError, match="stranger or neighbor set.* --stranger or --neighbor"):
         chosen(["membership"], sets)
     assert set(ATTACKS) - set(chosen(None, sets)) == {"membership"}
+    with_others = Suite({**sets.sets, "stranger": suite.sets["neighbor"]})
+    assert chosen(None, with_others) == list(ATTACKS)
     assert chosen(None, suite) == list(ATTACKS)

@@ -109,6 +109,15 @@ def generated(monkeypatch):
     return counts
 
 
+def test_to_a_model_that_finds_all_alike_the_right_choice_is_one_of_many(learner, processor, rows):
+    indifferent = copy.deepcopy(learner)
+    torch.nn.init.zeros_(indifferent.get_output_embeddings().weight)
+    asked = [e for e in rows["forget"] if e.choices][:16]
+    found = ask(indifferent, Prompter(processor), asked, "text")
+    assert [a.said for a in found] == [e.choices[0] for e in asked]
+    assert 0 < sum(a.right for a in found) < len(found)
+
+
 @pytest.mark.parametrize("condition", ["multi", "text"])
 def test_against_one_by_one(learner, processor, asked, condition, generated):
     prompter = Prompter(processor)

@@ -27,6 +27,21 @@ def test_answer_probability():
     assert metrics.answer_probability(-1e-9) == 1.0
 
 
+@pytest.mark.parametrize("length", [1, 2, 7, 40])
+def test_answer_probability_is_the_geometric_mean_of_the_softmax_at_the_tokens(length):
+    import torch
+
+    rng = np.random.default_rng(length)
+    logits, tokens = rng.normal(0, 3, (length, 11)), rng.integers(0, 11, length)
+    product = 1.0
+    for row, token in zip(logits, tokens, strict=True):
+        product *= math.exp(row[token]) / sum(math.exp(x) for x in row)
+    nll = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(tokens)).item()
+    expected = pytest.approx(product ** (1 / length), rel=1e-9)
+    assert metrics.answer_probability(nll) == expected
+    assert metrics.answer_probability(np.array([nll]))[0] == expected
+
+
 @pytest.mark.parametrize("bad", [-0.5, math.nan])
 def test_answer_probability_refuses(bad):
     with pytest.raises(InputError, match="mean_nll"):
@@ -65,6 +80,18 @@ def test_truth_ratio_is_the_arithmetic_mean_over_the_wrong_answers():
     expected = sum(math.prod(p) ** (1 / len(p)) for p in wrong) / 3 / math.prod(right) ** (1 / 4)
     value = metrics.truth_ratio([np.log(p).mean() for p in wrong], float(np.log(right).mean()))
     assert value == pytest.approx(expected, rel=1e-12)
+
+
+def test_truth_ratio_takes_the_mean_it_names_and_not_the_geometric_one():
+    from scipy.stats import gmean
+
+    assert "arithmetic mean" in metrics.METRICS["truth_ratio"]
+    rng = np.random.default_rng(11)
+    for count in (2, 3, 8):
+        wrong, right = rng.uniform(0.01, 1, count), rng.uniform(0.01, 1)
+        value = metrics.truth_ratio(np.log(wrong), math.log(right))
+        assert value == pytest.approx(sum(w / right for w in wrong) / count, rel=1e-12)
+        assert value > 1.001 * gmean(wrong) / right
 
 
 def test_truth_ratio_ends():
@@ -169,6 +196,54 @@ def test_depth():
         metrics.depth(2.0, 1.0, math.inf)
 
 
+def test_depth_against_a_loop_over_questions():
+    rng, missing = np.random.default_rng(12), 0
+    for _ in range(100):
+        runs = [rng.exponential(2.0, size=rng.integers(1, 9)) for _ in range(3)]
+        ours, vanilla, gold = (sum(float(x) for x in run) / len(run) for run in runs)
+        if gold <= vanilla:
+            assert metrics.depth(*runs) is None
+            missing += 1
+        else:
+            expected = (ours - vanilla) / (gold - vanilla)
+            assert metrics.depth(*runs) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert 20 < missing < 80
+
+
+@pytest.mark.parametrize(
+    ("function", "given_values", "name"),
+    [
+        (metrics.depth, ([], 1.0, 2.0), "nll_unlearned"),
+        (metrics.depth, (1.0, [], 2.0), "nll_vanilla"),
+        (metrics.depth, (1.0, 1.0, []), "nll_gold"),
+        (metrics.modality_alignment, ([], []), "right_multi"),
+        (metrics.modality_alignment, ([True], []), "right_text"),
+        (metrics.rouge_alignment, ([], []), "rouge_multi"),
+        (metrics.rouge_alignment, ([0.5], []), "rouge_text"),
+        (metrics.forget_quality, ([], [1.0]), "R_unlearned"),
+        (metrics.forget_quality, ([1.0], []), "R_gold"),
+        (metrics.js_distance, ([], [1.0]), "R_unlearned"),
+        (metrics.js_distance, ([1.0], []), "R_gold"),
+        (metrics.loss, ([],), "token_logp"),
+        (metrics.zlib, ([], "Oslo"), "token_logp"),
+        (metrics.min_k, ([],), "token_logp"),
+        (metrics.min_k_plus_plus, ([], [], []), "token_logp"),
+        (metrics.order_sensitivity, ([],), "final_scores"),
+    ],
+)
+def test_nothing_to_measure_is_an_error_that_names_it(function, given_values, name):
+    with pytest.raises(InputError, match=f"^{name}: found shape"):
+        function(*given_values)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_modality_gap_counts_the_questions_right_in_one_condition_only(pairs):
+    gained = sum(multi and not text for multi, text in pairs)
+    lost = sum(text and not multi for multi, text in pairs)
+    accuracies = np.mean(pairs, axis=0)
+    assert metrics.modality_gap(*accuracies) == pytest.approx(abs(gained - lost) / len(pairs))
+
+
 def test_modality_alignment_and_gap():
     multi, text = RNG.random(200) < 0.6, RNG.random(200) < 0.3
     right = sum(bool(a and b) for a, b in zip(multi, text, strict=True)) / 200
@@ -222,6 +297,26 @@ def test_min_k_plus_plus_centres_the_models_own_samples():
     assert metrics.min_k_plus_plus(logp, mu * ones, sigma * ones, 1.0) == pytest.approx(0, abs=0.02)
 
 
+@given(st.floats(-20, 0), st.integers(1, 30), st.floats(0.01, 1))
+def test_equally_likely_tokens_score_alike_whatever_share_is_kept(value, length, share):
+    logp = [value] * length
+    size = len(standard_zlib.compress(b"Oslo"))
+    assert metrics.loss(logp) == pytest.approx(value)
+    assert metrics.zlib(logp, "Oslo") == pytest.approx(value / size)
+    assert metrics.min_k(logp, share) == pytest.approx(value)
+    found = metrics.min_k_plus_plus(logp, [-3.0] * length, [0.5] * length, share)
+    assert found == pytest.approx(2 * (value + 3), abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [2, 7, 32_000])
+def test_a_model_to_which_all_tokens_are_alike_shows_no_membership(size):
+    logp = -math.log(size)
+    mu = math.fsum([logp / size] * size)
+    sigma = math.sqrt(math.fsum([(logp - mu) ** 2 / size] * size))
+    found = metrics.min_k_plus_plus([logp] * 5, [mu] * 5, [sigma] * 5)
+    assert found == pytest.approx(0.0, abs=1e-6)
+
+
 def test_membership_ends():
     assert metrics.min_k([-1.0, -2.0, -9.0], share=1.0) == pytest.approx(metrics.loss([-1, -2, -9]))
     assert metrics.min_k(-np.arange(100.0), share=0.29) == pytest.approx(-np.arange(71, 100).mean())
@@ -270,6 +365,26 @@ def test_privleak():
         metrics.privleak(90.0, 0.5)
 
 
+def test_privleak_is_the_ratio_of_the_areas_with_the_sides_exchanged():
+    rng, missing = np.random.default_rng(13), 0
+    for _ in range(60):
+        seen, other = (int(n) for n in rng.integers(1, 15, 2))
+        flipped, areas = [], []
+        for shift in rng.normal(0, 1, 2):
+            inside, outside = rng.normal(shift, 1, seen).round(1), rng.normal(size=other).round(1)
+            labels = [0] * seen + [1] * other
+            flipped.append(roc_auc_score(labels, np.concatenate([inside, outside])))
+            areas.append(metrics.auc(inside, outside))
+        leak = metrics.privleak(*areas)
+        if flipped[1] == 0:
+            assert leak is None
+            missing += 1
+        else:
+            expected = 100 * (flipped[0] / flipped[1] - 1)
+            assert leak == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert 0 < missing < 20
+
+
 def test_recovery_area():
     steps = [0, 5, 10, 20, 50, 100]
     ours, theirs = RNG.random(6), RNG.random(6)
@@ -302,3 +417,14 @@ def test_rebound():
 def test_order_sensitivity():
     assert metrics.order_sensitivity([0.3, 0.1, 0.25]) == pytest.approx(0.2)
     assert metrics.order_sensitivity([0.3]) == 0.0
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=12))
+def test_order_sensitivity_is_the_largest_difference_of_two_orders(scores):
+    expected = max(abs(a - b) for a in scores for b in scores)
+    assert metrics.order_sensitivity(scores) == pytest.approx(expected, abs=1e-12)
+
+
+def test_order_sensitivity_refuses_a_score_that_is_missing():
+    with pytest.raises(InputError, match="position 1"):
+        metrics.order_sensitivity([0.3, math.nan])

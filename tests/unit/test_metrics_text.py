@@ -2,6 +2,8 @@
 
 import math
 import random
+import re
+import string
 import sys
 from subprocess import run
 
@@ -97,6 +99,18 @@ def test_cloze(answer, reference, right):
     assert metrics.cloze(answer, reference) is right
 
 
+def test_cloze_searches_whatever_the_case():
+    rng, hits = random.Random(1), 0
+    for _ in range(400):
+        completion = "".join(rng.choices("abAB\u00e9\u00c9 ", k=rng.randint(0, 12)))
+        reference = "".join(rng.choices("abAB\u00e9\u00c9 ", k=rng.randint(0, 3)))
+        wanted = re.escape(reference.strip())
+        expected = bool(wanted) and re.search(wanted, completion, re.IGNORECASE) is not None
+        assert metrics.cloze(completion, reference) is expected
+        hits += expected
+    assert 100 < hits < 300
+
+
 def slow_lcs(a, b):
     if not a or not b:
         return 0
@@ -170,6 +184,33 @@ def test_bleu_is_the_closed_form_when_every_order_matches():
     assert short == pytest.approx(math.exp(1 - 6 / 4))
 
 
+PIECES = {
+    "the": ["the"],
+    "Oslo": ["Oslo"],
+    "oslo": ["oslo"],
+    "blue,": ["blue", ","],
+    "harbour.": ["harbour", "."],
+    "(north)": ["(", "north", ")"],
+    "it's": ["it's"],
+    "1,984": ["1,984"],
+    "1990-94": ["1990", "-", "94"],
+}
+
+
+def test_bleu_is_nltk_on_13a_tokens_over_the_orders_the_answer_has():
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+
+    rng, smooth = random.Random(2), SmoothingFunction().method3
+    for _ in range(200):
+        answer, reference = (rng.choices(list(PIECES), k=rng.randint(1, 9)) for _ in range(2))
+        given_tokens, wanted = (
+            [t for w in side for t in PIECES[w]] for side in (answer, reference)
+        )
+        orders = min(4, len(given_tokens))
+        expected = sentence_bleu([wanted], given_tokens, [1 / orders] * orders, smooth)
+        assert metrics.bleu(" ".join(answer), " ".join(reference)) == pytest.approx(expected)
+
+
 def test_bleu_method1_is_nltk():
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
@@ -198,10 +239,25 @@ def test_bleu_method1_ends():
         ("", 4, None),
         ("...", 4, None),
         ("z", 26, 25),
+        ("Z", 25, None),
+        ("A", 1, 0),
+        ("B", 1, None),
+        ("\n\n _c_", 4, 2),
+        ("Answer: B", 4, 0),
+        ("\u24b7", 4, 1),
+        ("A\u0301", 26, None),
+        ("\u0661 B", 4, None),
     ],
 )
 def test_first_letter_choice(answer, n, choice):
     assert metrics.first_letter_choice(answer, n) == choice
+
+
+@given(st.text(alphabet="ABcdyZ09 (*._\n"), st.integers(1, 26))
+def test_first_letter_choice_reads_the_first_letter_or_digit(answer, n):
+    start = re.search("[A-Za-z0-9]", answer)
+    place = string.ascii_uppercase.find(start[0].upper()) if start else -1
+    assert metrics.first_letter_choice(answer, n) == (place if 0 <= place < n else None)
 
 
 @pytest.mark.parametrize("n", [0, 27])
@@ -216,6 +272,23 @@ def test_likeliest_choice():
     assert metrics.likeliest_choice([-1.0]) == 0
     with pytest.raises(InputError, match="position 1"):
         metrics.likeliest_choice([-1.0, math.nan])
+
+
+@given(st.lists(st.sampled_from([-math.inf, -3.0, -2.0, -1.0]), min_size=1, max_size=6))
+def test_the_first_of_equally_likely_choices_is_taken(mean_logp):
+    best = 0
+    for place, value in enumerate(mean_logp):
+        if value > mean_logp[best]:
+            best = place
+    assert metrics.likeliest_choice(mean_logp) == best
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [(metrics.likeliest_choice, "mean_logp"), (metrics.chance, "n_choices")]
+)
+def test_no_choice_or_question_is_an_error_that_names_it(function, name):
+    with pytest.raises(InputError, match=f"^{name}: found shape"):
+        function([])
 
 
 def test_chance_is_what_random_guessing_gets():

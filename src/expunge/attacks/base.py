@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,15 +98,20 @@ class Attack:
         name: Name on the command line.
         about: One line.
         run: Context -> {"title", "columns", "rows", "note"} and, for some, "curves" (name ->
-            points) with their "axes" (x, y), and "figures" (name -> number); nothing in it quotes
-            the question sets.
-        needs: Sets without which there is nothing to measure.
+            points) with their "axes" (x, y), or "dots" (model -> label -> value, low, high), and
+            "figures" (name -> number); nothing in it quotes the question sets.
+        needs: Sets without which there is nothing to measure; of several together, one.
     """
 
     name: str
     about: str
     run: Callable[[Context], Result]
-    needs: tuple[str, ...] = ("forget",)
+    needs: tuple[str | tuple[str, ...], ...] = ("forget",)
+
+    def lacking(self, sets: Container[str]) -> list[str]:
+        """What is needed and not there."""
+        either = [(need,) if isinstance(need, str) else need for need in self.needs]
+        return [" or ".join(some) for some in either if not any(name in sets for name in some)]
 
 
 Scorer = Callable[[Candidate, Sequence[Example], str], list[float]]
@@ -182,12 +187,28 @@ def table(title: str, rows: Sequence[Sequence[Any]], note: str) -> Result:
         "title": title,
         "columns": list(COLUMNS),
         "rows": [list(row) for row in rows],
+        "dots": dots(rows),
         "note": f"{note} {READING}",
         "figures": {
             "most recovered": worst(about),
             "most above gold": worst(about, "above gold"),
         },
     }
+
+
+def dots(rows: Sequence[Sequence[Any]]) -> dict[str, dict[str, list[float | None]]]:
+    """Rows about the forget set as points: model -> variant and condition -> value, low, high."""
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for row in rows:
+        cells = dict(zip(COLUMNS, row, strict=True))
+        if cells["set"] != "forget":
+            continue
+        for model in MODELS:
+            if cells[model] is not None:
+                ends = [cells["low"], cells["high"]] if model == "unlearned" else [None, None]
+                label = f"{cells['variant']}, {cells['asked with']}"
+                found.setdefault(model, {})[label] = [cells[model], *ends]
+    return found
 
 
 def finite(value: Any) -> Any:

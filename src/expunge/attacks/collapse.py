@@ -11,6 +11,7 @@ from expunge.data import CONDITIONS, Example
 from expunge.evaluate import answer_length, generate, teacher_forced
 
 SETS = ("forget", "test", "retain", "neighbor")
+SHARES = ("repetition", "most_common", "empty")
 COLUMNS = ("n", "mean_length", "repetition", "most_common", "empty", "perplexity")
 
 
@@ -49,6 +50,7 @@ def surprise(
 def run(context: Context) -> Result:
     """Describe the answers of every model on every set."""
     rows: list[list[Any]] = []
+    points: dict[str, dict[str, list[float]]] = {}
     collapsed = False
     for name in SETS:
         for condition in CONDITIONS:
@@ -65,12 +67,16 @@ def run(context: Context) -> Result:
                 cells = [report[c] for c in COLUMNS]
                 reasons = ", ".join(report["reasons"]) or None
                 rows.append([name, ASKED_WITH[condition], model, *cells, reasons])
+                for share in SHARES if name == "forget" else ():
+                    label = f"{share.replace('_', ' ')}, {ASKED_WITH[condition]}"
+                    points.setdefault(model, {})[label] = [report[share]]
                 collapsed |= model == "unlearned" and report["collapsed"]
     return {
         "title": "Collapse guard",
         "columns": ["set", "asked with", "model", "answers", "mean length", "repetition",
                     "commonest", "empty", "perplexity under vanilla", "collapsed by"],
         "rows": rows,
+        "dots": points,
         "note": (
             "Answers to open questions. "
             + ("UNLEARNED HAS COLLAPSED." if collapsed else "Unlearned has not collapsed.")

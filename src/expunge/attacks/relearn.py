@@ -148,6 +148,7 @@ def run(context: Context, steps: Sequence[int] = STEPS) -> Result:
             for step, ours, theirs in zip(steps, unlearned, gold, strict=True):
                 label = ASKED_WITH[condition]
                 rows.append([name, label, step, known[condition][0], ours, theirs])
+        found["vanilla"] = {c: [*v] * len(steps) for c, v in known.items()}
         for model, by_condition in found.items():
             means = [sum(v) / len(v) for v in zip(*by_condition.values(), strict=True)]
             lines[f"{name}, {model}"] = [list(p) for p in zip(steps, means, strict=True)]

@@ -26,9 +26,9 @@ EMBEDDED = "fiction"
 def suite_of(config: RunConfig) -> Suite:
     """The question sets a run was made from: its files, or the embedded world."""
     if config.forget == EMBEDDED:
-        from expunge.fiction.shipped import suite
+        from expunge.fiction.shipped import suite, with_strangers
 
-        return suite()
+        return with_strangers(suite())
     return read_suite(config)
 
 
@@ -70,14 +70,14 @@ def chosen(kinds: Sequence[str] | None, suite: Suite) -> list[str]:
     for kind in kinds or ():
         if kind not in ATTACKS:
             raise unknown("attack", kind, ATTACKS)
-        lacking = [s for s in ATTACKS[kind].needs if s not in suite.sets]
+        lacking = ATTACKS[kind].lacking(suite.sets)
         if lacking:
             raise InputError(
                 f"attack {kind} needs the {' and '.join(lacking)} set, which this run has not; run"
-                f" again with --{lacking[0]}, or leave the attack out"
+                f" again with --{lacking[0].replace(' or ', ' or --')}, or leave the attack out"
             )
     wanted = ATTACKS if kinds is None else kinds
-    return [n for n in wanted if all(s in suite.sets for s in ATTACKS[n].needs)]
+    return [name for name in wanted if not ATTACKS[name].lacking(suite.sets)]
 
 
 def attack_run(

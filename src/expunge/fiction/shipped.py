@@ -7,7 +7,7 @@ from pathlib import Path
 
 from expunge.data import Suite, write_jsonl
 from expunge.errors import ExpungeError, InputError, unknown
-from expunge.fiction.world import World
+from expunge.fiction.world import World, person_rows
 
 FOLDER = Path(__file__).parent / "checkpoints"
 
@@ -32,6 +32,13 @@ def suite(percent: float = 10, group: int = 0) -> Suite:
     return Suite.of(**World().suite(percent, group))
 
 
+def with_strangers(sets: Suite) -> Suite:
+    """The question sets of a split and the same about as many people whom nobody has ever seen."""
+    number = len({e.subject for e in sets.sets["forget"]})
+    asked = person_rows(World().strangers(number), seen=True)
+    return Suite.of(**sets.sets, stranger=asked)
+
+
 def export(folder: str | Path, percent: float = 10, group: int = 0) -> list[str]:
     """Write images, one JSONL file per set and the checkpoints into a new folder.
 
@@ -47,7 +54,7 @@ def export(folder: str | Path, percent: float = 10, group: int = 0) -> list[str]
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        sets = world.suite(percent, group)
+        sets = with_strangers(Suite.of(**world.suite(percent, group))).sets
         for name, rows in sets.items():
             write_jsonl(rows, partial / f"{name}.jsonl", f"images/{name}")
         names = checkpoints()

@@ -18,6 +18,7 @@ from expunge.fiction.skills import held_out_skills
 
 BLOCK = 12
 PRIVATE = 7 * BLOCK
+STRANGE = 10 * BLOCK
 PUBLIC = 20
 RETAIN_SHARE = 2 / 3
 SEEN_VIEWS = 24
@@ -114,6 +115,21 @@ class World:
         keep = math.ceil(len(rest) * RETAIN_SHARE)
         parts = {"forget": order[:cut], "retain": rest[:keep], "neighbor": rest[keep:]}
         return {name: tuple(self.people[i] for i in part) for name, part in parts.items()}
+
+    def strangers(self, number: int) -> list[Person]:
+        """People made as these, who share no part of a name with any of them.
+
+        Args:
+            number: How many.
+        """
+        known = {word for person in self.people for word in person.name.split()}
+        found: list[Person] = []
+        seed = self.seed
+        while len(found) < number:
+            seed += 1
+            new = World(seed=seed, private=STRANGE).private_people
+            found += [p for p in new if known.isdisjoint(p.name.split())]
+        return found[:number]
 
     def suite(self, percent: float = 10, group: int = 0) -> dict[str, list[Example]]:
         """Question sets of one split: forget, test, retain, neighbor, real and skills."""

@@ -52,8 +52,10 @@ def dot_plot(
     rows: Sequence[str],
     series: Mapping[str, Mapping[str, Point]],
     chance: Mapping[str, float] | None = None,
+    axis: str = "accuracy",
+    left: float = SPAN[0],
 ) -> Markup:
-    """Draw accuracies as dots with interval whiskers and their figures, one lane per series.
+    """Draw shares as dots with interval whiskers and their figures, one lane per series.
 
     Args:
         ident: Prefix of the element ids, unique in the page.
@@ -62,8 +64,10 @@ def dot_plot(
         rows: Row labels, top to bottom.
         series: {series name: {row label: point}}.
         chance: Optional {row label: chance level}, drawn as a dashed tick.
+        axis: What the shares are.
+        left: Where 0 % stands: room for the row labels.
     """
-    left, right, lane, gap = *SPAN, 16.0, 14.0
+    right, lane, gap = left + SPAN[1] - SPAN[0], 16.0, 14.0
     marks = len(series) + bool(chance)
     top = 24.0 + 18 * math.ceil(marks / 4)
     height = lane * len(series) + gap
@@ -90,8 +94,8 @@ def dot_plot(
                 y = start + gap / 2 + lane * (index + 0.5)
                 parts += _dot(index, points[row], y, left, right)
                 parts.append(_text(right + 14, y + 4, points[row].shown))
-    parts.append(_text((left + right) / 2, bottom + 36, "accuracy", "middle"))
-    return _svg(ident, title, desc, 460, bottom + 44, parts)
+    parts.append(_text((left + right) / 2, bottom + 36, axis, "middle"))
+    return _svg(ident, title, desc, right + 144, bottom + 44, parts)
 
 
 def heat_map(

@@ -10,8 +10,20 @@ from markupsafe import Markup
 
 from expunge.data import SETS
 from expunge.errors import InputError
+from expunge.report.charts import Point, dot_plot
 from expunge.report.curves import line_plot
-from expunge.report.figures import MISSING, Table, as_list, as_map, figure, flatten, plain, short
+from expunge.report.figures import (
+    MISSING,
+    Table,
+    as_list,
+    as_map,
+    figure,
+    flatten,
+    ordered,
+    percent,
+    plain,
+    short,
+)
 from expunge.report.folder import Run
 from expunge.report.results import MODELS
 from expunge.report.search import chosen_strength
@@ -19,6 +31,8 @@ from expunge.report.search import chosen_strength
 SLASH = re.compile(r"[/\\]")
 HASH = re.compile(r"[0-9a-f]{8,64}")
 WITHHELD = "withheld"
+LETTER = 6.6
+"""About how wide a letter of a chart is."""
 PRIVATE = {*SETS, "data", "subject", "subjects"}
 PUBLIC = {"data_format"}
 SETTINGS = ("budget", "strength")
@@ -110,7 +124,8 @@ def attack_views(attacks: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "title": title,
                 "note": str(entry.get("note") or ""),
                 "table": Table(title, *_with_intervals(columns, rows)) if rows else None,
-                "picture": _curve_plot(f"attack-{number}", title, curves, axes),
+                "picture": _curve_plot(f"attack-{number}", title, curves, axes)
+                or _dots(f"attack-{number}", title, as_map(entry.get("dots"), f"{where} dots")),
             }
         )
     return views
@@ -227,6 +242,32 @@ def hide(value: Any, *, private: bool = False) -> Any:
     if isinstance(value, list | tuple):
         return [hide(item, private=private) for item in value]
     return f"({WITHHELD})" if private and isinstance(value, str) else value
+
+
+def _dots(ident: str, title: str, dots: Mapping[str, Any]) -> Markup | None:
+    """Shares by model, one row for every way of asking."""
+    where, series = f"{title} dots", {}
+    for model in ordered(MODELS, dots):
+        series[model] = {
+            str(label): _spot(f"{model}, {label}", as_list(ends, where), where)
+            for label, ends in as_map(dots[model], where).items()
+        }
+    rows = list(dict.fromkeys(label for points in series.values() for label in points))
+    if not rows:
+        return None
+    desc = "; ".join(point.note for points in series.values() for point in points.values())
+    wide = LETTER * max(len(row) for row in rows) + 20
+    return dot_plot(ident, title, desc, rows, series, axis="share", left=wide)
+
+
+def _spot(label: str, ends: Sequence[Any], where: str) -> Point:
+    value, low, high = [*(figure(end, where) for end in ends), None, None][:3]
+    if value is None:
+        raise InputError(f"{where} has no number for {label}; run the attack again")
+    told = percent(value)
+    if low is not None and high is not None:
+        told += f" [{percent(low)}, {percent(high)}]"
+    return Point(value, low, high, f"{label}: {told}", percent(value))
 
 
 def _curves(curves: Mapping[str, Any], where: str) -> dict[str, Sequence[tuple[float, float]]]:
