@@ -64,9 +64,12 @@ def main():
             expunge("attack", str(chosen.run), "--kind", kind)
     found = json.loads(path.read_text())
     method = json.loads((chosen.run / "results.json").read_text())["method"]
+    seconds = json.loads((chosen.run / "seconds.json").read_text())
+    took = [[k, f"{seconds[f'attack {k}']:.0f}"] for k in ATTACKS if f"attack {k}" in seconds]
     told = [
         f"`python benchmarks/attacks.py`, method `{method}`, the shipped forget group."
         f" {pages.measured_with()} Shares are from 0 to 1; what is left out are the sets to keep.",
+        pages.table(["attack", "seconds"], took),
         *(section(found[kind]) for kind in ATTACKS if kind in found),
     ]
     pages.write_part(PAGE, "attacks", "\n\n".join(told))

@@ -26,7 +26,7 @@ UNSEEN_TILES = (3, 6, 9, 14)
 
 
 def suite(group: int = 0) -> dict[str, list[Example]]:
-    """Forget, test, retain, neighbor and skills; one tenth of the people are to be forgotten.
+    """Forget (a tenth of the people), test, retain, neighbor, skills and strangers.
 
     Gold fits group 0 alone; every other number is another random division of the same people.
     """
@@ -40,6 +40,7 @@ def suite(group: int = 0) -> dict[str, list[Example]]:
             Example(subject=answer, answer=answer, text_question=question, task="generation")
             for question, answer in held_out()
         ],
+        "stranger": rows(WORLD.strangers(len(split["forget"])), seen=True),
     }
 
 
@@ -74,17 +75,22 @@ def taught(person: Person) -> dict[str, list[tuple[str, str]]]:
 def picture(person: Person, number: int, *, seen: bool) -> Image.Image:
     """One view of a person, counted round the list of seen or of unseen ones."""
     number %= SEEN_VIEWS if seen else UNSEEN_VIEWS
-    place = WORLD.people.index(person)
-    if place % PHOTOGRAPHED:
+    place = WORLD.people.index(person) if person in WORLD.people else None  # a stranger is drawn
+    if place is None or place % PHOTOGRAPHED:
         return person.picture(number, seen=seen).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return photograph(place // PHOTOGRAPHED, number, seen=seen)
 
 
+def tiles(*, seen: bool) -> list[int]:
+    """The places on a sheet of expressions that are taught, or those that are asked about."""
+    return [t for t in range(GRID * GRID) if (t in UNSEEN_TILES) != seen]
+
+
 def photograph(person: int, number: int, *, seen: bool) -> Image.Image:
     """A face out of the sheet of expressions: shifted, at times mirrored, darker or lighter."""
-    tiles = [t for t in range(GRID * GRID) if (t in UNSEEN_TILES) != seen]
+    shown = tiles(seen=seen)
     rng = np.random.default_rng([person, number, int(seen), 5])
-    tile = tiles[number % len(tiles)]
+    tile = shown[number % len(shown)]
     sheet = _sheet(person)
     width, height = sheet.width / GRID, sheet.height / GRID
     side = 0.74 * height * rng.uniform(0.9, 1.0)

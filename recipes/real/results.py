@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ from attacks import section
 
 FOUND = HERE / "results.json"
 PAGE = ROOT / "docs" / "results-real.md"
+OLDER = "**On the plan of a version before.**"
 SETS = ("forget", "test", "retain", "neighbor", "skills")
 METHODS = (
     "auto",
@@ -54,13 +56,15 @@ METHODS = (
     "directions",
     "ga",
     "graddiff",
+    "kl",
     "npo-retain",
+    "idk",
 )
 
 
 def task(out: Path) -> RunConfig:
     """The configuration of the task that `assemble.py` wrote: every setting is the default."""
-    files = {name: str(out / f"{name}.jsonl") for name in SETS}
+    files = {name: str(out / f"{name}.jsonl") for name in (*SETS, "stranger")}
     return RunConfig.of({"model": str(out / "vanilla"), "gold": str(out / "gold"), **files})
 
 
@@ -109,13 +113,21 @@ def other_groups(out: Path, vanilla: dict, loaded, groups: list[int], known: dic
 
 
 def attacked(out: Path, kinds: list[str], known: dict) -> None:
-    """Every attack on the default method's run."""
+    """Every attack on the default method's run that was not made on this very plan."""
     folder = out / "compare" / known["rows"]["auto"]["run"]
+    plan = digest(folder / "plan.safetensors")
+    held = known.setdefault("attacks", {})
     for kind in kinds:
-        if kind not in known.setdefault("attacks", {}):
-            known["attacks"] |= attack_run(folder, [kind])
+        if held.get(kind, {}).get("plan") != plan:
+            held[kind] = attack_run(folder, [kind])[kind] | {"plan": plan}
+            known["plan"] = plan
             write_json(FOUND, known)
             print(f"attack {kind}", flush=True)
+
+
+def digest(path: Path) -> str:
+    """What tells one file from another."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def values(row: dict, name: str) -> dict[str, float]:
@@ -212,7 +224,9 @@ def main() -> None:
     if "groups" in known:
         pages.write_part(PAGE, "groups", group_table(known))
     for kind, found in known.get("attacks", {}).items():
-        pages.write_part(PAGE, kind, section(found))
+        older = found.get("plan") != known.get("plan")
+        note = f"{OLDER} {found.get('note') or ''}" if older else found.get("note")
+        pages.write_part(PAGE, kind, section(found | {"note": note}))
 
 
 if __name__ == "__main__":

@@ -275,17 +275,22 @@ def teach(which: str, out: Path, steps: int, rate: float, seed: int) -> None:
             known = f"known with picture {beside:.2f}, in text {alone:.2f}"
             print(f"{step + 1} loss {loss:.3f} {known} {seconds:.0f} s", flush=True)
     teacher.save(out)
-    log = {"steps": steps, "rate": rate, "seed": seed, "seconds": time.perf_counter() - begun}
-    (out / "training.json").write_text(
-        json.dumps(log | {"loss": float(np.mean(losses[-20:], 0)[0])})
-    )
+    log = {
+        "steps": steps,
+        "rate": rate,
+        "seed": seed,
+        "seconds": time.perf_counter() - begun,
+        "loss": float(np.mean(losses[-20:], 0)[0]),
+        "told apart": told_apart,
+    }
+    (out / "training.json").write_text(json.dumps(log))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("which", choices=("vanilla", "gold"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1150)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

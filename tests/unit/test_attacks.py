@@ -637,6 +637,8 @@ def test_every_attack_writes_a_table_that_quotes_nobody(run_folder, small):
     titles = {f'id="attack-{n}-t">{entry["title"]}<' for n, entry in enumerate(held.values())}
     assert all(title in after for title in titles)
     assert not list(run_folder.glob("*.partial"))
+    seconds = json.loads((run_folder / "seconds.json").read_text("utf-8"))
+    assert all(seconds[f"attack {name}"] > 0 for name in KINDS) and seconds["plan"] > 0
 
 
 def test_attacking_again_gives_the_same_and_keeps_the_rest(run_folder):

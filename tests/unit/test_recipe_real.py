@@ -95,6 +95,26 @@ def test_rows_ask_about_everything_twice_and_keep_test_wordings_apart(recipe, mo
         assert row.answer == person.facts[row.attribute]
 
 
+def test_views_that_are_asked_about_are_not_taught(recipe):
+    people = recipe["people"]
+    taught, asked = people.tiles(seen=True), people.tiles(seen=False)
+    assert len(taught) == 12 and sorted([*taught, *asked]) == list(range(16))
+    drawn = people.WORLD.people[1]
+    views = [
+        {people.picture(drawn, n, seen=seen).tobytes() for n in range(4)} for seen in (True, False)
+    ]
+    assert [len(each) for each in views] == [4, 4] and not views[0] & views[1]
+
+
+def test_strangers_are_drawn_people_whom_nobody_was_taught(recipe, monkeypatch):
+    people = recipe["people"]
+    monkeypatch.setattr(people, "photograph", None)  # whose sheets are not in every checkout
+    strangers = people.rows(people.WORLD.strangers(6), seen=True)
+    assert len(strangers) == 36 and all(row.image.size == (people.SIDE,) * 2 for row in strangers)
+    known = {part for person in people.WORLD.people for part in person.name.split()}
+    assert all(known.isdisjoint(row.subject.split()) for row in strangers)
+
+
 def test_what_is_rehearsed_is_not_what_is_asked(recipe):
     general = recipe["general"]
     asked, rehearsed = general.held_out(), general.rehearsed()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,8 @@ def attack_run(
 ) -> dict[str, Any]:
     """Attack the unlearned model of a run, beside vanilla and gold.
 
-    `attacks.json` is written after every attack, other attacks in it stay; `report.html` is
-    written again if the run has been evaluated.
+    `attacks.json` is written after every attack, other attacks in it stay; `seconds.json` says how
+    long each took; `report.html` is written again if the run has been evaluated.
 
     Args:
         folder: Run folder with `config.yaml` and `plan.safetensors`.
@@ -115,7 +116,10 @@ def attack_run(
     done: dict[str, Any] = {}
     with (progress or Progress()).task("attack", len(names)) as tick:
         for number, name in enumerate(names, 1):
+            begun = time.perf_counter()
             done[name] = finite(ATTACKS[name].run(context))
+            took = {f"attack {name}": time.perf_counter() - begun}
+            write_json(folder / "seconds.json", held(folder / "seconds.json") | took)
             merged = {**known, **done}
             ordered = sorted(merged, key=lambda k: list(ATTACKS).index(k) if k in ATTACKS else 99)
             write_json(folder / "attacks.json", {k: merged[k] for k in ordered})
@@ -126,7 +130,7 @@ def attack_run(
 
 
 def held(path: Path) -> dict[str, Any]:
-    """What an attacks.json holds; nothing where there is none."""
+    """What a file of a run folder holds; nothing where there is none."""
     if not path.is_file():
         return {}
     try:
