@@ -17,6 +17,7 @@ from expunge.encoding import Batch
 from expunge.ends import end_tokens
 from expunge.models import Prompter, accepts
 from expunge.prefix import begun, shared_batches
+from expunge.scores import alignment, cells
 
 Tick = Callable[[int], None]
 
@@ -320,43 +321,6 @@ def _answered(example: Example, forced: Forced, told: tuple[str, float | None]) 
     )
 
 
-def cells(rows: Sequence[Answered], seed: int = 0) -> dict[str, Any]:
-    """Summarise answers to one set under one condition: a cell per task, and all together."""
-    found: dict[str, Any] = {}
-    for task in ("generation", "classification", "cloze"):
-        mine = [r for r in rows if r.example.task == task]
-        if mine:
-            found[task] = _cell(mine, seed)
-    if rows:
-        found["all"] = _cell(rows, seed)
-        nll = sum(r.nll for r in rows) / len(rows)
-        found["nll"] = nll
-        found["answer_probability"] = sum(math.exp(-r.nll) for r in rows) / len(rows)
-        found["exact_memorisation"] = sum(r.memorised for r in rows) / len(rows)
-        found["extraction_strength"] = sum(r.extraction for r in rows) / len(rows)
-        opened = [r for r in rows if r.example.task != "classification"]
-        if opened:
-            report = metrics.collapse_report(
-                [r.said for r in opened], [r.example.answer for r in opened]
-            )
-            found["collapse"] = report
-    return found
-
-
-def _cell(rows: Sequence[Answered], seed: int) -> dict[str, Any]:
-    right = [float(r.right) for r in rows]
-    low, high = metrics.bootstrap_ci(right, [r.example.subject for r in rows], seed=seed)
-    cell = {
-        "accuracy": sum(right) / len(right),
-        "rouge_l": sum(r.rouge_l for r in rows) / len(rows),
-        "n": len(rows),
-        "ci95": [low, high],
-    }
-    if all(r.example.choices for r in rows):
-        cell["chance"] = sum(1 / len(r.example.choices or "x") for r in rows) / len(rows)
-    return cell
-
-
 def evaluate(
     model: Any,
     processor: Any,
@@ -381,16 +345,21 @@ def evaluate(
         hear: Called with set, condition and the answers to it.
 
     Returns:
-        set -> condition -> {task -> {accuracy, rouge_l, n, ci95[, chance]}, "all", "nll",
-        "answer_probability", ...}; a condition no row of a set can be asked under is left out.
+        set -> condition -> what `scores.cells` tells, under `multi` with `alignment` beside it; a
+        condition no row of a set can be asked under is left out.
     """
     prompter = prompter or Prompter(processor)
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name, examples in suite.evaluated.items():
+        answered: dict[str, list[Answered]] = {}
         for condition in CONDITIONS:
             rows = ask(model, prompter, examples, condition, batch_size=batch_size, tick=tick)
             if rows:
-                found.setdefault(name, {})[condition] = cells(rows, seed)
+                found.setdefault(name, {})[condition] = cells(rows, seed, name=name)
+                answered[condition] = rows
                 if hear:
                     hear(name, condition, rows)
+        alike = alignment(*(answered.get(c, ()) for c in CONDITIONS))
+        if alike:
+            found[name]["multi"]["alignment"] = alike
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +61,8 @@ def summarise(models: Mapping[str, Figures]) -> dict[str, Any]:
     both = list(summary["forget_accuracy"].values())
     summary["modality_gap"] = abs(both[0] - both[1]) if len(both) == 2 else None
     summary["depth"] = depth_of(vanilla, unlearned, models.get("gold"))
+    summary |= likelihood_of(models)
+    summary["changed"] = changes(vanilla, unlearned)
     summary["collapsed"] = any(
         cell.get("collapse", {}).get("collapsed", False)
         and not _collapsed(vanilla, name, condition)
@@ -67,6 +70,74 @@ def summarise(models: Mapping[str, Figures]) -> dict[str, Any]:
         for condition, cell in conditions.items()
     )
     return summary
+
+
+def likelihood_of(models: Mapping[str, Figures]) -> dict[str, Any]:
+    """By condition, the figures of TOFU.
+
+    Forget quality and the Jensen-Shannon distance of truth ratios, both against gold, and the model
+    utility of the edited model and of vanilla.
+    """
+    found: dict[str, dict[str, Any]] = {"forget_quality": {}, "js_distance": {}}
+    for condition in CONDITIONS:
+        ours, gold = (_ratios(models.get(name), condition) for name in ("unlearned", "gold"))
+        if ours and gold:
+            found["forget_quality"][condition] = metrics.forget_quality(ours, gold)
+            found["js_distance"][condition] = metrics.js_distance(ours, gold)
+    for name, model in (("model_utility", "unlearned"), ("vanilla_utility", "vanilla")):
+        by_condition = {c: utility(models[model], c) for c in CONDITIONS}
+        found[name] = {c: value for c, value in by_condition.items() if value is not None}
+    return found
+
+
+def _ratios(model: Figures | None, condition: str) -> list[float]:
+    """Truth ratios on the forget set."""
+    cell = (model or {}).get("forget", {}).get(condition, {})
+    values = cell.get("truth_ratio", {}).get("values", ())
+    return [math.inf if value is None else value for value in values]
+
+
+def utility(model: Figures, condition: str) -> float | None:
+    """Model utility over retain, real and skills, or None where none of them was asked."""
+    values: list[float] = []
+    for name in ("retain", "real", "skills"):
+        cell = model.get(name, {}).get(condition)
+        if cell is not None and "answer_probability" in cell:
+            values += [cell["all"]["accuracy"], cell["answer_probability"]]
+            ratio = cell.get("truth_ratio")
+            values += [ratio["score"]] if ratio else []
+    return metrics.model_utility(values) if values else None
+
+
+def changes(vanilla: Figures, unlearned: Figures) -> dict[str, dict[str, Any]]:
+    """By set and condition, accuracy of the edited model less vanilla's, paired by subject.
+
+    Returns:
+        set -> condition -> {"difference", "ci95", "p"}; see `metrics.paired_bootstrap`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, conditions in unlearned.items():
+        for condition, cell in conditions.items():
+            told = [
+                each.get("subjects") for each in (cell, vanilla.get(name, {}).get(condition, {}))
+            ]
+            sides = [_answers(each) for each in told if each]
+            if len(sides) == 2 and sides[0][1] == sides[1][1]:
+                (after, groups), (before, _) = sides
+                paired = metrics.paired_bootstrap(after, before, groups)
+                found.setdefault(name, {})[condition] = paired
+    return found
+
+
+def _answers(told: str) -> tuple[list[float], list[int]]:
+    """One value for every question, and the place of its subject; within one they are ordered."""
+    values: list[float] = []
+    groups: list[int] = []
+    for place, each in enumerate(told.split()):
+        right, asked = map(int, each.split("/"))
+        values += [1.0] * right + [0.0] * (asked - right)
+        groups += [place] * asked
+    return values, groups
 
 
 def _collapsed(model: Figures, name: str, condition: str) -> bool:

@@ -224,9 +224,33 @@ def test_accuracy_table_equals_results(run):
             cells = [made["results"]["models"][m][name][condition] for m in ("vanilla", "gold")]
             loss = page.row(name, label, "answer loss")
             assert [loss[3], loss[5]] == [f"{c['nll']:.3f}" for c in cells]
-            rouge = page.row(name, label, "ROUGE-L")
+            rouge = page.row(name, label, "ROUGE-L of open answers")
             assert rouge[3] == f"{cells[0]['generation']['rouge_l']:.3f}"
             assert not any(row[:3] == [name, label, "cloze"] for row in page.rows)
+
+
+def test_likelihood_has_intervals_and_what_changed_a_table(run):
+    """As a run writes them: means with ends, agreement of the conditions, paired differences."""
+    made, folder = run
+    results = made["results"]
+    cell = results["models"]["unlearned"]["forget"]["multi"]
+    cell |= {
+        "ci95": {"nll": [1.25, 2.5]},
+        "truth_ratio": {"score": 0.4375, "n": 3, "mean": "arithmetic"},
+        "alignment": {"acc_r": 0.125, "acc_f": 0.5, "rouge_r": 0.25, "rouge_f": 0.375, "n": 8},
+    }
+    paired = {"difference": -0.5, "ci95": [-0.75, -0.25], "p": 0.001}
+    results["summary"]["changed"] = {"forget": {"multi": paired}}
+    (folder / "results.json").write_text(json.dumps(results))
+    write_report(folder)
+    _, page = read(folder)
+    loss = page.row("forget", "image + text", "answer loss")
+    assert loss[4] == f"{cell['nll']:.3f} [1.250, 2.500]"
+    assert page.row("forget", "image + text", "truth ratio score")[4] == "0.438"
+    assert page.row("forget", "both", "wrong in both conditions")[4] == "0.500"
+    change = page.row("forget", "image + text", "-50.0\u00a0% [-75.0\u00a0%, -25.0\u00a0%]")
+    assert change[3] == "0.001"
+    assert "changed forget" not in " ".join(row[0] for row in page.rows)
 
 
 def test_request_summary_balance_and_provenance_equal_files(run):

@@ -43,25 +43,6 @@ def accuracy_table(results: Results) -> Table | None:
     return Table(caption, columns, rows, heads=3) if rows else None
 
 
-def likelihood_table(results: Results) -> Table | None:
-    """ROUGE-L, answer probability and loss of every model, or None where none was measured."""
-    kinds = {"ROUGE-L": None, "answer probability": "answer_probability", "answer loss": "nll"}
-    rows = []
-    for name in results.sets:
-        for condition in results.conditions:
-            for title, key in kinds.items():
-                values = [_soft(results, model, name, condition, key) for model in results.models]
-                if any(value is not None for value in values):
-                    head = [name, condition_name(condition), title]
-                    rows.append([*head, *(short(value) for value in values)])
-    columns = ["set", "condition", "figure", *results.models]
-    caption = (
-        "Wording and likelihood of the reference answer: means without interval; loss in nats per"
-        " answer token"
-    )
-    return Table(caption, columns, rows, heads=3) if rows else None
-
-
 def pictures(results: Results) -> list[tuple[str, Markup]]:
     """One dot plot per condition: sets down, accuracy across, one mark per model."""
     plots = []
@@ -117,19 +98,13 @@ def balance_plot(results: Results) -> Markup | None:
 
 
 def summary_table(results: Results) -> Table | None:
-    """Every figure of the summary as it stands in `results.json`."""
+    """Every figure of the summary as it stands; what changed has a table of its own."""
     rows = []
-    for name, value in flatten(results.summary).items():
+    told = {name: value for name, value in results.summary.items() if name != "changed"}
+    for name, value in flatten(told).items():
         rows.append([name.replace("_", " "), short(value)])
     caption = "Summary figures as they stand in results.json (shares from 0 to 1)"
     return Table(caption, ["figure", "value"], rows) if rows else None
-
-
-def _soft(results: Results, model: str, name: str, condition: str, key: str | None) -> float | None:
-    if key is not None:
-        return results.value(model, name, condition, key)
-    score = results.score(model, name, condition, "generation")
-    return None if score is None else score.rouge_l
 
 
 def _with_interval(score: Score | None) -> str:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from expunge.data import CONDITIONS, SETS
 from expunge.errors import InputError
-from expunge.report import accuracy, change, story
+from expunge.report import accuracy, change, likelihood, story
 from expunge.report.experts import expert_table
 from expunge.report.figures import CONDITION_NAMES, as_map
 from expunge.report.folder import Run, read_run
@@ -80,7 +80,8 @@ def _context(run: Run, *, show_content: bool) -> dict[str, Any]:
         "request": story.request_table(run, header),
         "hashes": story.subject_hashes(header),
         "accuracy": accuracy.accuracy_table(results),
-        "likelihood": accuracy.likelihood_table(results),
+        "likelihood": likelihood.likelihood_table(results),
+        "changed": likelihood.change_table(results),
         "summary": accuracy.summary_table(results),
         "pictures": accuracy.pictures(results),
         "sites": change.site_table(plan) if plan else None,

@@ -63,10 +63,14 @@ class Results:
             return _pooled([_score(cell.get(part), f"{where} {part}") for part in TASKS])
         return _score(cell.get(task), f"{where} {task}")
 
+    def cell(self, model: str, name: str, condition: str) -> Mapping[str, Any]:
+        """Return everything measured of a model on a set under a condition."""
+        return self._cells.get((model, name, condition), {})
+
     def value(self, model: str, name: str, condition: str, key: str) -> float | None:
         """Return a plain figure of a cell, such as `nll`, or None."""
-        cell = self._cells.get((model, name, condition), {})
-        return figure(cell.get(key), f"results.json models {model} {name} {condition} {key}")
+        where = f"results.json models {model} {name} {condition} {key}"
+        return figure(self.cell(model, name, condition).get(key), where)
 
     def summary_by_condition(self, key: str) -> dict[str, float]:
         """Return a summary entry as {condition: figure}; a single figure stands under `all`."""

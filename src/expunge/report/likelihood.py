@@ -1,0 +1,85 @@
+"""Tables of wording and likelihood, of agreement between the conditions, and of what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from expunge.report.figures import (
+    CONDITION_NAMES,
+    MISSING,
+    Table,
+    as_list,
+    as_map,
+    figure,
+    percent,
+    short,
+)
+from expunge.report.results import Results
+
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "ROUGE-L of open answers": ("generation", "rouge_l"),
+    "BLEU of open answers": ("generation", "bleu"),
+    "answer probability": ("answer_probability",),
+    "answer loss": ("nll",),
+    "exact memorisation": ("exact_memorisation",),
+    "extraction strength": ("extraction_strength",),
+    "truth ratio score": ("truth_ratio", "score"),
+    "right in both conditions": ("alignment", "acc_r"),
+    "wrong in both conditions": ("alignment", "acc_f"),
+    "ROUGE-L agreed on (RLR)": ("alignment", "rouge_r"),
+    "ROUGE-L left over (RLF)": ("alignment", "rouge_f"),
+}
+"""Title -> where it stands in a cell of results.json."""
+
+
+def likelihood_table(results: Results) -> Table | None:
+    """Every figure of `KINDS` for every model, or None where none was measured."""
+    rows = []
+    for name in results.sets:
+        for condition in results.conditions:
+            for title, path in KINDS.items():
+                cells = [_cell(results, model, name, condition, path) for model in results.models]
+                if any(cell != MISSING for cell in cells):
+                    rows.append([name, condition_title(condition, path), title, *cells])
+    columns = ["set", "condition", "figure", *results.models]
+    caption = (
+        "Wording and likelihood of the reference answer, with 95 % intervals over subjects where"
+        " they were worked out; loss in nats per answer token; the truth ratio takes the arithmetic"
+        " mean over wrong answers"
+    )
+    return Table(caption, columns, rows, heads=3) if rows else None
+
+
+def condition_title(condition: str, path: tuple[str, ...]) -> str:
+    """Plain words for a condition; agreement is between both."""
+    return "both" if path[0] == "alignment" else CONDITION_NAMES.get(condition, condition)
+
+
+def _cell(results: Results, model: str, name: str, condition: str, path: tuple[str, ...]) -> str:
+    where = f"results.json models {model} {name} {condition}"
+    cell = results.cell(model, name, condition)
+    entry = cell if len(path) == 1 else as_map(cell.get(path[0]), f"{where} {path[0]}")
+    value = short(figure(entry.get(path[-1]), f"{where} {path[-1]}"))
+    ends = as_list(as_map(cell.get("ci95"), f"{where} ci95").get(path[0]), f"{where} ci95")
+    known = [short(figure(end, f"{where} ci95")) for end in ends]
+    return f"{value} [{', '.join(known)}]" if len(known) == 2 and len(path) == 1 else value
+
+
+def change_table(results: Results) -> Table | None:
+    """Accuracy of the edited model less vanilla's on the same questions, or None."""
+    rows = []
+    for name in results.sets:
+        told = as_map(as_map(results.summary.get("changed"), "summary changed").get(name), name)
+        for condition, entry in told.items():
+            where = f"results.json summary changed {name} {condition}"
+            entry = as_map(entry, where)
+            ends = [figure(end, where) for end in as_list(entry.get("ci95"), where)]
+            spread = f" [{', '.join(percent(end) for end in ends)}]" if len(ends) == 2 else ""
+            change = percent(figure(entry.get("difference"), where)) + spread
+            p = short(figure(entry.get("p"), where))
+            rows.append([name, CONDITION_NAMES.get(condition, condition), change, p])
+    caption = (
+        "Accuracy, unlearned less vanilla: paired bootstrap over subjects, 95 % interval and"
+        " two-sided p"
+    )
+    return Table(caption, ["set", "condition", "change", "p"], rows, heads=2) if rows else None
