@@ -15,9 +15,9 @@ OUTPUTS = ("stats", "plan.safetensors", "model", "figures")
 
 
 # Settings and data that the files of a stage do not depend on: they may still change.
-FREE_WITH_FIGURES = {"device", "device_map", "memory"}
+FREE_WITH_FIGURES = {"device", "device_map", "memory", "stranger"}
 FREE_WITH_PLAN = FREE_WITH_FIGURES | {
-    "test", "neighbor", "real", "skills", "stranger", "gold", "batch_size", "show_content",
+    "test", "neighbor", "real", "skills", "gold", "batch_size", "show_content",
 }  # fmt: skip
 FREE_WITH_STATS = FREE_WITH_PLAN | {
     "method", "budget", "strength", "keep", "importances", "per_tower", "eps", "seed",

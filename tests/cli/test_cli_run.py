@@ -179,6 +179,19 @@ def test_other_settings_are_refused(finished, task, option, value):
     assert tree(finished[0]) == before
 
 
+def test_strangers_may_still_be_given_to_a_finished_run(copy, task):
+    """They are for membership inference alone; nothing that was measured changes."""
+    before = tree(copy)
+    options = [*task.brief, "--stranger", task.file("neighbor")]
+    said = expunge("run", *options, "--out", copy, "--json")
+    assert said.code == 0, said.err
+    assert "stranger" not in said.json["models"]["vanilla"]
+    assert tree(copy)["figures/vanilla.json"] == before["figures/vanilla.json"]
+    attacked = expunge("attack", copy, "--kind", "membership", "--json")
+    assert attacked.code == 0, attacked.err
+    assert "stranger whom no model has seen" in attacked.json["membership"]["note"]
+
+
 def test_a_plan_no_longer_takes_another_budget(copy, task):
     shutil.rmtree(copy / "figures")
     said = expunge("run", *task.brief, "--budget", "0.3", "--out", copy)
