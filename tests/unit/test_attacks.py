@@ -596,6 +596,28 @@ def test_the_rows_about_forget_are_drawn(context):
     }
 
 
+@pytest.mark.parametrize("attack", [membership, probe, lens, collapse, relearn])
+def test_without_gold_the_others_stand_alone(context, small, attack):
+    """No figure is made up for a gold that is not there."""
+    models = {name: c for name, c in context.models.items() if name != "gold"}
+    alone = replace(context, models=models, suite=small)
+    run = attack.run if attack is not relearn else lambda c: relearn.run(c, (0, 1))
+    both, single = run(replace(context, suite=small)), run(alone)
+    told = json.dumps(single)
+    assert "NaN" not in told and "gold" in json.dumps(both["rows"] + both["columns"])
+    if attack is collapse:
+        assert {row[2] for row in single["rows"]} == set(models)
+        return
+    at = [i for i, name in enumerate(single["columns"]) if name.split(", ")[-1] == "gold"]
+    assert at and all(row[i] is None for row in single["rows"] for i in at)
+    drawn = " ".join(single.get("curves") or single["dots"])
+    assert "gold" not in drawn and "unlearned" in drawn
+    mine = [i for i, name in enumerate(both["columns"]) if "unlearned" in name]
+    assert [[r[i] for i in mine] for r in both["rows"]] == [
+        [r[i] for i in mine] for r in single["rows"]
+    ]
+
+
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, taught, processor, small):
     """A finished run on disk."""
