@@ -24,6 +24,7 @@ from expunge.options import (
     Merge,
     MethodName,
     Model,
+    Official,
     Out,
     Overlap,
     Seed,
@@ -95,6 +96,7 @@ def run(
     towers: Towers = None,
     tower: Tower = None,
     data_format: Format = None,
+    official: Official = None,
     seed: Seed = None,
     batch_size: BatchSize = None,
     memory: Memory = None,
@@ -129,8 +131,7 @@ def _finish(config: RunConfig, suite: Any, out: Path, as_json: bool) -> None:
 
     job = Run(out, settled(config), suite)
     results = job.all()
-    notes = "".join(f"note: {note}\n" for note in suite.notes())
-    emit(results, as_json, lambda: notes + results_table(results, out))
+    emit(results, as_json, lambda: results_table(results, out, suite.notes()))
 
 
 @app.command()
@@ -273,6 +274,7 @@ def evaluate(
     unlearned: Annotated[str | None, typer.Option(help="Edited checkpoint to compare.")] = None,
     plan_file: Annotated[Path | None, typer.Option("--plan", help="Plan to apply first.")] = None,
     data_format: Format = None,
+    official: Official = None,
     seed: Seed = None,
     batch_size: BatchSize = None,
     device_map: DeviceMap = None,
@@ -294,10 +296,11 @@ def evaluate(
 
     models = {"vanilla": model, "unlearned": unlearned or plan_file, "gold": gold}
     given = {name: path for name, path in models.items() if path}
-    results = evaluate_models(given, read_suite(chosen), chosen)
+    suite = read_suite(chosen)
+    results = evaluate_models(given, suite, chosen)
     if out is not None:
         write_json(out, results)
-    emit(results, json_, lambda: results_table(results, None))
+    emit(results, json_, lambda: results_table(results, None, suite.notes()))
 
 
 @app.command()
@@ -377,7 +380,7 @@ def compare(
     else:
         settings, suite = embedded(settings)
     value = side_by_side(settings, suite, methods.split(","), out, budgets=shares)
-    emit(value, json_, lambda: compare_table(value["rows"], out))
+    emit(value, json_, lambda: compare_table(value["rows"], out, suite.notes()))
 
 
 @data_app.command("export-fiction")

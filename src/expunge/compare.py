@@ -174,7 +174,7 @@ def finished(job: Run, figures: Path) -> dict[str, Any]:
 
 
 def _copy_figures(source: Path, target: Path) -> None:
-    for name in ("vanilla.json", "gold.json"):
+    for name in ("vanilla.json", "gold.json", "vanilla.official.json", "gold.official.json"):
         if (source / name).is_file() and not (target / name).is_file():
             target.mkdir(parents=True, exist_ok=True)
             replace_with(target / name, partial(shutil.copyfile, source / name))

@@ -23,11 +23,15 @@ WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 class RunConfig:
     """Everything a run depends on.
 
+    Questions are a file, a folder or a data set on a hub. ``PATH::SPLIT`` takes a part of it: a
+    configuration, a split, ``configuration:split`` or a sub-folder, or for one file the subjects
+    that its release lists beside it (see `reading.part_of`).
+
     Attributes:
         model: Checkpoint to unlearn, folder or Hub id.
-        forget: Questions about what is to be forgotten, a file.
-        retain: Questions about what the method is given to keep, a file.
-        test: Forget subjects under unseen questions and images, a file.
+        forget: Questions about what is to be forgotten.
+        retain: Questions about what the method is given to keep.
+        test: Forget subjects under unseen questions and images.
         neighbor: Subjects like those of forget and retain, never shown to the method.
         real: Well-known subjects of another kind, never shown to the method.
         skills: General abilities.
@@ -61,6 +65,7 @@ class RunConfig:
         device_map: Instead of a device: how accelerate spreads the model over GPUs, CPU and disk
             (`auto`, or module -> device, such as `cpu` or `disk`).
         data_format: Format of the question files, or auto.
+        official: Also ask and score as MLLMU-Bench's release does.
         merge_adapter: Where the checkpoint is a folder with a peft adapter: put it into the weights
             of its base model first, so that they can be edited.
         prompt_template: Used instead of a chat template.
@@ -99,6 +104,7 @@ class RunConfig:
     device: str | None = None
     device_map: str | Mapping[str, str] | None = None
     data_format: str = "auto"
+    official: bool = False
     merge_adapter: bool = False
     prompt_template: str | None = None
     allow_overlap: bool = False

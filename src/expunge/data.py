@@ -47,6 +47,8 @@ class Example:
         choices: Possible answers for `classification`, else None.
         task: One of `TASKS`.
         attribute: Optional name of what is asked for.
+        letters: The letters by which a release calls the choices, one for each, where they are not
+            A, B, C in order; of choices that read alike the right one comes first.
     """
 
     subject: str
@@ -57,6 +59,7 @@ class Example:
     choices: tuple[str, ...] | None = None
     task: str = "generation"
     attribute: str | None = None
+    letters: str | None = None
 
     def has(self, condition: str) -> bool:
         """Whether the example can be asked under `condition` (`multi` or `text`)."""
@@ -78,9 +81,11 @@ class Suite:
 
     Attributes:
         sets: Set name to its examples; sets that were not given are absent.
+        remarks: What there was to say when the sets were read, a sentence each.
     """
 
     sets: Mapping[str, tuple[Example, ...]]
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, examples in self.sets.items():
@@ -109,8 +114,8 @@ class Suite:
         }
 
     def notes(self) -> list[str]:
-        """A sentence for each set and condition under which some examples cannot be asked."""
-        lines = []
+        """The remarks, and a sentence for each set and condition that some examples lack."""
+        lines = list(self.remarks)
         for name, counts in self.counts().items():
             total = len(self.sets[name])
             for condition, lack in (("multi", "image question"), ("text", "text question")):
@@ -148,6 +153,20 @@ def read(
     Raises:
         InputError: Anything missing or malformed; names file, line or row, and field.
     """
+    return read_as(
+        path, format=format, split=split, subject_field=subject_field, check_images=check_images
+    )[1]
+
+
+def read_as(
+    path: str | os.PathLike[str],
+    *,
+    format: str = "auto",
+    split: str | None = None,
+    subject_field: str | None = None,
+    check_images: bool = True,
+) -> tuple[formats.Format, list[Example]]:
+    """The format that was recognised, and the examples: `read`, with its arguments and errors."""
     name = os.fspath(path)
     chosen = None if format == "auto" else formats.get(format)
     examples: list[Example] = []
@@ -155,7 +174,7 @@ def read(
     keep = None
     for row, folder in _rows(sources(name, split)):
         chosen = chosen or formats.detect(row.values.keys())
-        keep = keep or _selection(chosen, Path(name), split)
+        keep = keep or _selection(chosen, Path(name).expanduser(), split)
         if not keep(row):
             continue
         for record in chosen.read(_renamed(row, chosen, subject_field)):
@@ -165,10 +184,10 @@ def read(
             if check_images:
                 _check_image(row, example.image, checked)
             examples.append(example)
-    if not examples:
+    if chosen is None or not examples:
         where = f" in split {split!r}" if split else ""
         raise InputError(f"{name}: no rows{where}; expected at least one.")
-    return examples
+    return chosen, examples
 
 
 def write_jsonl(
@@ -239,7 +258,7 @@ def text_only(
     Returns:
         The examples in the same order, and the indices of those that still have no text form: no
         question, no known name, no words that point at the subject, or a question that asks for
-        the very name (and would then contain its answer).
+        the very name or a part of it (and would then contain its answer).
     """
     turned, failed = [], []
     for index, example in enumerate(examples):
@@ -249,7 +268,7 @@ def text_only(
             name = known.get(
                 example.subject, None if subject_names is not None else example.subject
             )
-            words = named(example.question, name) if name else None
+            words = named(example.question, name, example.answer) if name else None
         if words is None:
             failed.append(index)
         turned.append(replace(example, text_question=words))
@@ -301,6 +320,8 @@ def fingerprint(examples: Iterable[Example]) -> str:
     for example in examples:
         record = {k: getattr(example, k) for k in formats.plain.FIELDS}
         record["image"] = _pixels(example.image, seen)
+        if record["letters"] is None:
+            del record["letters"]  # so that a hash is what it was before there were any
         digests.append(hashlib.sha256(json.dumps(record, sort_keys=True).encode()).digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
@@ -322,7 +343,7 @@ def salt_for(examples: Iterable[Example]) -> str:
     return hmac.new(b"expunge.salt", fingerprint(examples).encode(), hashlib.sha256).hexdigest()
 
 
-def _rows(found: Iterable[Source]) -> Iterator[tuple[Row, Path]]:
+def _rows(found: Iterable[Source]) -> Iterator[tuple[Row, Path | None]]:
     for source in found:
         for number, (place, values) in enumerate(source.rows, 1):
             where = f"{source.name}, {source.unit} {place}"

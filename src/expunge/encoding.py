@@ -192,15 +192,19 @@ def encoded(
     """
     pictures = [examples[a.row].image for a in asked] if condition == "multi" else []
     images = loaded([each for each in pictures if each is not None])
-    if encodes_apart(model):
-        batch = encode_apart(prompter, asked, images, decoder_start(model))
-    else:
-        batch = encode_together(prompter, asked, images)
+    batch = encode(model, prompter, asked, images)
     if len(asked) > 1 and (padded_media(batch.inputs) or miscounted(batch)):
         for each in asked:
             yield from encoded(model, prompter, [each], examples, condition)
     else:
         yield batch.to(input_device(model), model.dtype)
+
+
+def encode(model: Any, prompter: Prompter, asked: Sequence[Asked], images: Sequence[Any]) -> Batch:
+    """Encode questions in one batch, on the CPU; `images` are as `Prompter.encode` takes them."""
+    if encodes_apart(model):
+        return encode_apart(prompter, asked, images, decoder_start(model))
+    return encode_together(prompter, asked, images)
 
 
 def encode_together(prompter: Prompter, asked: Sequence[Asked], images: Sequence[Any]) -> Batch:

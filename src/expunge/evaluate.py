@@ -185,22 +185,29 @@ def generate(
         model, prompter, examples, condition, batch_size=batch_size, prompt_only=True
     ):
         batch = begun(model, each)
-        out = model.generate(
-            **batch.inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=prompter.pad,
-        )
-        asked = batch.inputs["input_ids"]
-        length = asked.shape[1]
-        if out.shape[1] > length and torch.equal(out[:, :length], asked):
-            out = out[:, length:]
-        words = prompter.tokenizer.batch_decode(out, skip_special_tokens=True)
-        for i, text in zip(batch.rows, words, strict=True):
-            said[i] = text.strip()
+        for i, text in zip(
+            batch.rows, written(model, prompter, batch, max_new_tokens), strict=True
+        ):
+            said[i] = text
         if tick:
             tick(len(batch.rows))
     return said
+
+
+def written(model: Any, prompter: Prompter, batch: Batch, max_new_tokens: int) -> list[str]:
+    """What the model writes to the prompts of a batch, greedily, without blanks around it."""
+    out = model.generate(
+        **batch.inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=prompter.pad,
+    )
+    asked = batch.inputs["input_ids"]
+    length = asked.shape[1]
+    if out.shape[1] > length and torch.equal(out[:, :length], asked):
+        out = out[:, length:]
+    words = prompter.tokenizer.batch_decode(out, skip_special_tokens=True)
+    return [text.strip() for text in words]
 
 
 def answer_length(prompter: Prompter, examples: Sequence[Example]) -> int:

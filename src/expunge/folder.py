@@ -15,7 +15,7 @@ OUTPUTS = ("stats", "plan.safetensors", "model", "figures")
 
 
 # Settings and data that the files of a stage do not depend on: they may still change.
-FREE_WITH_FIGURES = {"device", "device_map", "memory", "stranger"}
+FREE_WITH_FIGURES = {"device", "device_map", "memory", "stranger", "official"}
 FREE_WITH_PLAN = FREE_WITH_FIGURES | {
     "test", "neighbor", "real", "skills", "gold", "batch_size", "show_content",
 }  # fmt: skip

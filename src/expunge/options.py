@@ -32,7 +32,14 @@ ShowContent = Annotated[
     bool | None, typer.Option("--show-content", help="Show forget-set content in the report.")
 ]
 Format = Annotated[str | None, typer.Option("--format", help="See `expunge list formats`.")]
-File = Annotated[str | None, typer.Option(help="Question file.")]
+Official = Annotated[
+    bool | None,
+    typer.Option("--official", help="Also ask and score as MLLMU-Bench's release does."),
+]
+File = Annotated[
+    str | None,
+    typer.Option(help="Question file, folder or hub data set; PATH::SPLIT is a part of it."),
+]
 Gold = Annotated[str | None, typer.Option(help="Checkpoint that never saw forget.")]
 BatchSize = Annotated[int | None, typer.Option(help="Examples per forward pass.")]
 Memory = Annotated[

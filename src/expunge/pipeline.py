@@ -35,10 +35,12 @@ from expunge.folder import (
 )
 from expunge.methods import Evidence
 from expunge.models import Prompter, check_checkpoint, load
+from expunge.official import check, exams, official
 from expunge.parallel import agreed, joined, leads
 from expunge.plan import Plan
 from expunge.planning import check_sets, chosen_sites, decide, versions
 from expunge.progress import Progress
+from expunge.reading import read_suite as read_suite
 from expunge.routing import routed
 from expunge.summary import summarise
 
@@ -96,6 +98,7 @@ class Run:
             check_checkpoint(self.config.gold)
         model = self.loaded[0]
         chosen_sites(model, self.config)
+        self.check_official()
         for rows, condition in ((r, c) for r in self.suite.sets.values() for c in CONDITIONS):
             first = next(([e] for e in rows if e.has(condition)), [])
             list(batches(model, self.prompter, first, condition))
@@ -172,8 +175,10 @@ class Run:
         """results.json; the figures of each model are kept as they are finished."""
         path = self.folder / "results.json"
         models = {name: self._figures(name, plan) for name in self._names()}
+        own = {name: self._official(name, plan) for name in models if self.config.official}
         results = {
             "models": models,
+            **({"official": own} if own else {}),
             "summary": summarise(models),
             "method": self.config.method,
             "plan": extent(plan),
@@ -194,19 +199,34 @@ class Run:
         path = self.folder / "figures" / f"{name}.json"
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
-        model, processor = self.loaded if name != "gold" else self._load(str(self.config.gold))
-        with contextlib.ExitStack() as stack:
-            if name == "unlearned":
-                stack.enter_context(applied(model, plan))
-            stack.enter_context(self.timed("evaluate"))
-            system = plan.system_prompt if name == "unlearned" else None
-            said: list[dict[str, str]] = []
+        said: list[dict[str, str]] = []
+        with self._evaluated(name, plan) as (model, processor, system):
             figures = self.ask(name, model, processor, system, said)
         path.parent.mkdir(exist_ok=True)
         if self.config.show_content:
             write_json(path.with_suffix(".said.json"), said)
         write_json(path, figures)
         return figures
+
+    def _official(self, name: str, plan: Plan) -> Any:
+        path = self.folder / "figures" / f"{name}.official.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        with self._evaluated(name, plan) as (model, processor, system):
+            figures = self.ask_official(name, model, processor, system)
+        write_json(path, figures)
+        return figures
+
+    @contextlib.contextmanager
+    def _evaluated(self, name: str, plan: Plan) -> Iterator[tuple[Any, Any, str | None]]:
+        """Model, processor and system prompt of vanilla, unlearned or gold, while time counts."""
+        model, processor = self.loaded if name != "gold" else self._load(str(self.config.gold))
+        edited = name == "unlearned"
+        with contextlib.ExitStack() as stack:
+            if edited:
+                stack.enter_context(applied(model, plan))
+            stack.enter_context(self.timed("evaluate"))
+            yield model, processor, plan.system_prompt if edited else None
 
     def ask(
         self,
@@ -238,6 +258,20 @@ class Run:
                 tick=tick,
                 hear=hear,
             )
+
+    def check_official(self) -> None:
+        """Raise `InputError` where official scoring is wanted and suite or model do not fit it."""
+        if self.config.official:
+            check(*self.loaded, self.suite, self.config.seed)
+
+    def ask_official(
+        self, name: str, model: Any, processor: Any, system: str | None = None
+    ) -> dict[str, Any]:
+        """The figures of a model on the suite by MLLMU-Bench's own prompts and rules."""
+        seed = self.config.seed
+        total = sum(len(exam.asked) for exam in exams(model, self.suite, seed))
+        with self.progress.task(f"evaluate {name} officially", total, adds=True) as tick:
+            return official(model, processor, self.suite, system=system, seed=seed, tick=tick)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -282,7 +316,8 @@ def evaluate_models(
         models: `vanilla`, `unlearned` (a checkpoint, or the Path of a plan file that is applied to
             vanilla) and `gold` -> folder or Hub id.
         suite: What to ask.
-        config: Batch size, seed, prompt template, dtype, device and trust in remote code.
+        config: Batch size, seed, official scoring, prompt template, dtype, device and trust in
+            remote code.
     """
     if not suite.sets:
         raise InputError("no question file is given, expected at least one, such as --forget")
@@ -294,24 +329,21 @@ def evaluate_models(
             check_checkpoint(path)
     begun = time.perf_counter()
     found: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     for name, path in models.items():
         edit = plan if isinstance(path, Path) else None
         source = str(models["vanilla"] if edit else path)
         job = Run(Path(), dataclasses.replace(config, model=source), suite)
+        job.check_official()
+        system = edit.system_prompt if edit else None
         with applied(job.loaded[0], edit) if edit else contextlib.nullcontext():
-            found[name] = job.ask(name, *job.loaded, edit.system_prompt if edit else None)
-    results: dict[str, Any] = {"models": found}
+            found[name] = job.ask(name, *job.loaded, system)
+            if config.official:
+                own[name] = job.ask_official(name, *job.loaded, system)
+    results: dict[str, Any] = {"models": found, **({"official": own} if own else {})}
     if "unlearned" in found:
         results["summary"] = summarise(found)
         results["method"] = plan.method if plan else None
         results["plan"] = extent(plan) if plan else None
     seconds = {"evaluate": time.perf_counter() - begun}
     return {**results, "seconds": seconds, "versions": versions(), "seed": config.seed}
-
-
-def read_suite(config: RunConfig) -> Suite:
-    """Read every question file that the configuration names."""
-    paths = {n: getattr(config, n) for n in data.GIVEN}
-    return Suite.of(
-        **{name: data.read(path, format=config.data_format) for name, path in paths.items() if path}
-    )

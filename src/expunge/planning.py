@@ -26,7 +26,8 @@ from expunge.selection import check_budget
 from expunge.sites import Site, find_sites
 
 LIBRARIES = ("expunge", "torch", "transformers", "safetensors", "numpy")
-PATHS = (*data.GIVEN, "model", "gold", "device", "device_map")  # that a plan does not depend on
+# Settings that a plan does not depend on.
+PATHS = (*data.GIVEN, "model", "gold", "device", "device_map", "official")
 
 
 def versions() -> dict[str, str]:

@@ -196,8 +196,8 @@ class Prompter:
 
         Args:
             texts: Rendered conversations; prompts alone where `answers` are given.
-            images: Pictures, sounds, or arrays of another modality, in the order of the texts, or
-                empty.
+            images: Pictures (a list for a text with several), sounds, or arrays of another
+                modality, in the order of the texts, or empty.
             side: `left` or `right`.
             answers: For a processor that takes them apart.
             prompts: The texts without answers, where they hold some.
@@ -236,7 +236,7 @@ class Prompter:
         sounds = [each for each in images if isinstance(each, Sound)]
         medium, name = self.medium, type(self.processor).__name__
         if not sounds and medium != "audio":
-            return {medium: [[image] for image in images]}
+            return {medium: [each if isinstance(each, list) else [each] for each in images]}
         deaf = self._ear is None and medium != "audio"
         if deaf or len(sounds) not in (0, len(images)):
             raise InputError(

@@ -33,9 +33,9 @@ def cells(rows: Sequence[Answered], seed: int = 0, *, name: str = "") -> dict[st
         name: The set; empty is one that is to be kept.
 
     Returns:
-        A cell per task and `all`; the means of `MEANS` with their intervals in `ci95`; `subjects`,
-        right answers of how many for each subject, in the order of their names; `truth_ratio`,
-        where there are choices; `collapse`, where there are open questions.
+        A cell per task and `all`; the means of `MEANS` with their intervals in `ci95`; `bleu` of
+        open answers; `subjects`, right answers of how many for each subject, in the order of their
+        names; `truth_ratio`, where there are choices; `collapse`, where there are open questions.
     """
     found: dict[str, Any] = {}
     for task in TASKS:
@@ -43,7 +43,7 @@ def cells(rows: Sequence[Answered], seed: int = 0, *, name: str = "") -> dict[st
         if mine:
             found[task] = _cell(mine, seed)
             if task == "generation":
-                found[task] |= _mean(mine, "bleu", lambda r: metrics.bleu(r.said, r.example.answer))
+                found |= _mean(mine, "bleu", lambda r: metrics.bleu(r.said, r.example.answer))
     if not rows:
         return found
     found["all"] = _cell(rows, seed)

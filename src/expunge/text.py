@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from expunge.data import CONDITIONS, SETS
+from expunge.data import CONDITIONS, SETS, TASKS
 
 CONDITION_NAMES = {"multi": "image+text", "text": "text only"}
 
@@ -18,6 +18,10 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
+def _noted(notes: Sequence[str]) -> str:
+    return "".join(f"note: {note}\n" for note in notes)
+
+
 def _cell(figures: Mapping[str, Any] | None) -> str:
     if not figures:
         return "-"
@@ -25,8 +29,10 @@ def _cell(figures: Mapping[str, Any] | None) -> str:
     return f"{figures['all']['accuracy']:.3f} [{low:.2f}, {high:.2f}]"
 
 
-def results_table(results: Mapping[str, Any], folder: Path | None) -> str:
-    """Accuracy of every model on every set under both conditions, and the summary."""
+def results_table(
+    results: Mapping[str, Any], folder: Path | None, notes: Sequence[str] = ()
+) -> str:
+    """Notes, accuracy of every model on every set under both conditions, and the summary."""
     models = results["models"]
     rows = []
     for name in SETS:
@@ -34,13 +40,30 @@ def results_table(results: Mapping[str, Any], folder: Path | None) -> str:
             cells = [m.get(name, {}).get(condition) for m in models.values()]
             if any(cells):
                 rows.append([name, CONDITION_NAMES[condition], *map(_cell, cells)])
-    text = _table(["set", "asked with", *models], rows)
+    text = _noted(notes) + _table(["set", "asked with", *models], rows)
+    if results.get("official"):
+        text += "\n\n" + _official_table(results["official"])
     summary = results.get("summary")
     if summary:
         text += "\n\n" + _summary_lines(results, summary)
     if folder is not None and (folder / "report.html").is_file():
         text += f"\nreport: {folder / 'report.html'}"
     return text
+
+
+def _official_table(models: Mapping[str, Any]) -> str:
+    """What MLLMU-Bench's release reports of a task, of generation the ROUGE-L alone."""
+    rows = []
+    for name in SETS:
+        for condition in CONDITIONS:
+            for task in TASKS:
+                cells = [m.get(name, {}).get(condition, {}).get(task) for m in models.values()]
+                if any(cells):
+                    score = "rougeL" if task == "generation" else "accuracy"
+                    told = [_figure(cell[score]) for cell in cells]
+                    rows.append([name, CONDITION_NAMES[condition], task, score, *told])
+    header = ["set", "asked with", "task", "score", *models]
+    return f"by MLLMU-Bench's prompts and rules\n{_table(header, rows)}"
 
 
 def _summary_lines(results: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -96,8 +119,8 @@ def attack_tables(attacks: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def compare_table(rows: Sequence[Mapping[str, Any]], out: Path) -> str:
-    """Accuracy of every compared run by set and condition, and what each run costs."""
+def compare_table(rows: Sequence[Mapping[str, Any]], out: Path, notes: Sequence[str] = ()) -> str:
+    """Notes, accuracy of every compared run by set and condition, and what each run costs."""
     keys = [
         (name, condition)
         for name in SETS
@@ -113,7 +136,8 @@ def compare_table(rows: Sequence[Mapping[str, Any]], out: Path) -> str:
         last = [row["summary"]["modality_gap"], min(depths, default=None), row["distance"]]
         figures = [*cells, *last, row["seconds"], size]
         lines.append([row["name"], *map(_figure, figures), "yes" if row["front"] else ""])
-    return f"{_table(header, lines)}\nfiles: {out / 'compare.csv'}, compare.json, compare.svg"
+    table = _noted(notes) + _table(header, lines)
+    return f"{table}\nfiles: {out / 'compare.csv'}, compare.json, compare.svg"
 
 
 def _methods() -> dict[str, str]:

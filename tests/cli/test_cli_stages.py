@@ -89,7 +89,9 @@ def test_evaluate_vanilla_alone(task):
     assert said.code == 0, said.err
     assert set(said.json) == {"models", "seconds", "versions", "seed"}
     shown = expunge("evaluate", "--model", task.vanilla, *task.options("skills"))
-    assert shown.out.splitlines()[0].split() == ["set", "asked", "with", "vanilla"]
+    notes = [line for line in shown.out.splitlines() if line.startswith("note: skills: ")]
+    assert len(notes) == 2, "some skills are asked with a picture, the others without"
+    assert shown.out.splitlines()[2].split() == ["set", "asked", "with", "vanilla"]
 
 
 def test_report(finished, tmp_path):
@@ -241,7 +243,7 @@ def test_export_fiction(tmp_path, monkeypatch, task):
         (tmp_path / "images").rename(task.home / "images")
     assert said.code == 0, said.err
     sets = small.suite(15)
-    names = [*(f"{n}.jsonl" for n in sets), "gold", "vanilla"]
+    names = [*(f"{n}.jsonl" for n in (*sets, "stranger")), "gold", "vanilla"]
     assert said.json == {"files": [str(tmp_path / "world" / n) for n in names]}
     assert len(read(tmp_path / "world" / "forget.jsonl")) == len(sets["forget"]) == 4 * 18
     assert same(weights(tmp_path / "world" / "vanilla"), weights(task.vanilla))

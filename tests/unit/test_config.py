@@ -17,8 +17,8 @@ CHANGED = {
     "towers_declared": {"eeg": "a.b"}, "attention": True, "importances": {"abs": 1.0, "var": 0.5},
     "per_tower": True, "positions": "answer", "unit": "example", "tau": 0.2, "eps": 1e-7,
     "batch_size": 4, "memory": "8GiB", "sketch": 64, "seed": 7, "dtype": "float32", "device": "cpu",
-    "data_format": "mllmu", "prompt_template": "{image}{question}", "allow_overlap": True,
-    "show_content": True, "trust_remote_code": True,
+    "data_format": "mllmu", "official": True, "prompt_template": "{image}{question}",
+    "allow_overlap": True, "show_content": True, "trust_remote_code": True,
 }  # fmt: skip
 
 

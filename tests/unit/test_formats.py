@@ -2,8 +2,7 @@
 
 import io
 import json
-import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,11 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from PIL import Image
 
 from expunge import formats
-from expunge.data import TASKS, Example, load_image, read, text_only
+from expunge.data import (
+    TASKS,
+    Example,
+    fingerprint,
+    load_image,
+    read,
+    text_only,
+    write_jsonl,
+)
 from expunge.errors import InputError
 from expunge.formats import clear, mllmu, plain
 from expunge.formats.row import Row
@@ -382,27 +388,40 @@ def test_official_prompts_word_for_word(release):
     )
 
 
-def test_few_shot_is_seeded_and_never_the_subject(release):
-    pool = read(release, split="retain_95") + read(release, split="forget_5")
-    asked = pool[-14]
-    draws = [
-        mllmu.draw_few_shot(asked, pool, condition="multi", shots=2, seed=s) for s in range(30)
-    ]
-    assert draws[3] == mllmu.draw_few_shot(asked, pool, condition="multi", shots=2, seed=3)
-    assert {e.subject for draw in draws for e in draw} == {"703", "704", "705", "702"}
+def test_few_shot_is_drawn_once_by_the_seed(release):
+    rows = read(release, split="retain_95") + read(release, split="forget_5")
+    pool = [e for e in rows if e.task == "classification" and e.has("multi")]
+    draws = [mllmu.draw_few_shot(pool, shots=2, seed=s) for s in range(30)]
+    assert draws[3] == mllmu.draw_few_shot(pool, shots=2, seed=3)
+    assert {e.subject for draw in draws for e in draw} == {"701", "702", "703", "704", "705"}
+    firsts = {e.subject: e for e in reversed(pool)}
+    assert all(draw == [firsts[e.subject] for e in draw] for draw in draws)
     assert all(len({e.subject for e in draw}) == 2 for draw in draws)
-    prompt = mllmu.official_prompt(asked, few_shot=pool, shots=2, seed=3)
-    assert prompt.count("<image>") == 3
-    assert prompt.count("Correct Answer: B\n") == 2
-    worked = draws[3][0]
-    assert f"Question: {worked.question}\nA: {worked.choices[0]}\n" in prompt
-    assert prompt.endswith(mllmu.official_prompt(asked))
-    cloze = next(e for e in pool[-14:] if e.task == "cloze" and e.has("text"))
-    assert "Correct Answer: " in mllmu.official_prompt(cloze, condition="text", few_shot=pool)
-    spoken = next(e for e in pool if e.task == "generation" and e.has("multi"))
-    assert mllmu.official_prompt(spoken, few_shot=pool) == mllmu.official_prompt(spoken)
-    with pytest.raises(InputError, match="9 few-shot examples asked for, .* 4 other subjects"):
-        mllmu.draw_few_shot(asked, pool, condition="multi", shots=9)
+    (one,) = mllmu.draw_few_shot(pool, shots=1)
+    assert one in pool
+    for few, shots in ((pool, 6), (pool[:4], 3), (pool[:1] + pool[2:3], 2), ([], 1)):
+        with pytest.raises(InputError, match=f"found {len(few)} questions about"):
+            mllmu.draw_few_shot(few, shots=shots)
+
+
+def test_few_shot_stands_before_the_question(release):
+    rows = read(release, split="retain_95") + read(release, split="forget_5")
+    pool = [e for e in rows if e.task == "classification" and e.has("multi")]
+    asked, worked, other = pool[-1], pool[0], pool[2]
+    prompt = mllmu.official_prompt(asked, few_shot=[worked, other])
+    assert prompt == (
+        "USER: <image>\nQuestion: What does this person do for a living?\nA: glazier\nB: saddler\n"
+        "C: cooper\nD: farrier\nCorrect Answer: B\n"
+        "USER: <image>\nQuestion: What does this person do for a living?\nA: glazier\nB: printer\n"
+        "C: cooper\nD: farrier\nCorrect Answer: B\n"
+    ) + mllmu.official_prompt(asked)
+    blanks = [e for e in rows if e.task == "cloze" and e.has("text")]
+    assert mllmu.official_prompt(blanks[1], condition="text", few_shot=blanks[:1]) == (
+        "USER:\nTove Lind lives in [Blank].\nPlease **ONLY** provide the correct answer that "
+        "should replace the [Blank].\nCorrect Answer: Visby\n"
+    ) + mllmu.official_prompt(blanks[1], condition="text")
+    spoken = [e for e in rows if e.task == "generation" and e.has("multi")]
+    assert mllmu.official_prompt(spoken[0], few_shot=spoken[1:]) == mllmu.official_prompt(spoken[0])
 
 
 @pytest.mark.parametrize(
@@ -413,6 +432,79 @@ def test_official_classification_takes_the_first_letter(said, right):
     choices = ("glazier", "luthier")
     example = Example("s", "luthier", text_question="q", choices=choices, task="classification")
     assert mllmu.official_score(example, said) == {"accuracy": float(right)}
+
+
+def lettered(tmp_path, options, right):
+    """The one classification question of an evaluation row with these options."""
+    item = {"Question": "What is this?", "Options": options, "Correct_Answer": right}
+    row = {"ID": "1", "image": "x.png", "Classification_Task": {"Image_Textual_Questions": [item]}}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    (got,) = read(tmp_path / "rows.json", format="mllmu", check_images=False)
+    return got
+
+
+@pytest.mark.parametrize(
+    ("options", "right", "letters"),
+    [
+        ({"A": "oak", "B": "elm", "C": "ash", "D": "yew"}, "C", None),
+        ({"A": "oak", "B": "elm", "C": "ash", "D": None}, "C", None),
+        ({"A": "oak", "B": None, "C": "ash", "D": "yew"}, "D", "ACD"),
+        ({"A": None, "B": "elm", "C": None, "D": "yew"}, "B", "BD"),
+        ({"A": "oak", "B": "elm", "C": "elm", "D": "yew"}, "B", None),
+        ({"A": "oak", "B": "elm", "C": "elm", "D": "yew"}, "C", "ACBD"),
+        ({"A": "elm", "B": None, "C": "oak", "D": "elm"}, "D", "DCA"),
+        ({"B": "oak", "A": "elm", "C": "ash"}, "A", "BAC"),
+    ],
+)
+def test_a_letter_is_that_of_the_row_and_one_alone_is_right(tmp_path, options, right, letters):
+    got = lettered(tmp_path, options, right)
+    given = {key: text for key, text in options.items() if text is not None}
+    assert (got.choices, got.answer, got.letters) == (tuple(given.values()), given[right], letters)
+    shown = "".join(f"{key}: {given[key]}\n" for key in sorted(given))
+    assert mllmu.official_prompt(got).startswith(f"USER: <image>\nWhat is this?\n{shown}Just give")
+    worked = mllmu.official_prompt(got, few_shot=[got])
+    assert worked.startswith(
+        f"USER: <image>\nQuestion: What is this?\n{shown}Correct Answer: {right}"
+    )
+    rights = [key for key in "ABCDE" if mllmu.official_score(got, key.lower())["accuracy"]]
+    assert rights == [right]
+
+
+def test_letters_are_kept_in_files_and_hashes(tmp_path):
+    got = lettered(tmp_path, {"A": "oak", "B": None, "C": "ash"}, "C")
+    again = tmp_path / "plain.jsonl"
+    (tmp_path / "x.png").write_bytes(png((1, 2, 3)))
+    write_jsonl([got], again)
+    assert read(again) == [got]
+    assert fingerprint([got]) != fingerprint([replace(got, letters=None)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"A": "oak", "B": None}, "at least 2, found 1"),
+        ({"A": "oak", "b": "elm"}, "Options': expected capital letters, found A, b"),
+        ({"A": "oak", "B2": "elm"}, "Options': expected capital letters, found A, B2"),
+    ],
+)
+def test_options_without_letters_are_refused(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        lettered(tmp_path, options, "A")
+
+
+@pytest.mark.parametrize("letters", ["AB", "ABCD", "AAB", "abc", "A B"])
+def test_wrong_letters_are_refused(tmp_path, letters):
+    row = {"subject": "s", "answer": "a", "text_question": "q", "task": "classification"}
+    (tmp_path / "r.json").write_text(json.dumps([{**row, "choices": [*"abc"], "letters": letters}]))
+    with pytest.raises(InputError, match="field 'letters': expected 3 capital letters that differ"):
+        read(tmp_path / "r.json")
+
+
+def test_more_choices_than_letters():
+    many = tuple(map(str, range(27)))
+    example = Example("s", "3", text_question="q", choices=many, task="classification")
+    with pytest.raises(InputError, match="27 choices, expected at most 26"):
+        mllmu.official_prompt(example, condition="text")
 
 
 def test_official_cloze_and_generation():
@@ -429,16 +521,6 @@ def test_official_cloze_and_generation():
     assert scores["rouge2"] == pytest.approx(1 / 3)
     assert scores["rougeL"] == pytest.approx(3 / 4)
     assert mllmu.official_score(spoken, "")["bleu"] == 0
-
-
-WORDS = st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=1, max_size=9)
-
-
-@given(WORDS, WORDS)
-def test_bleu_agrees_with_nltk(reference, hypothesis):
-    smooth = SmoothingFunction().method1
-    expected = sentence_bleu([reference], hypothesis, smoothing_function=smooth)
-    assert math.isclose(mllmu.bleu(reference, hypothesis), expected, rel_tol=1e-9, abs_tol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from expunge.errors import unknown
 from expunge.formats import clear, fiubench, llava, mllmu, plain, tofu, umu
 from expunge.formats.row import Record, Row
+
+if TYPE_CHECKING:
+    from expunge.data import Example
 
 __all__ = ["FORMATS", "Format", "Record", "Row", "detect", "get"]
 
@@ -27,6 +31,8 @@ class Format:
         read: One source row to records with the fields of `Example`; raises `InputError`.
         subset: For releases that name their splits in a file of ids: the folder and a split give
             the test that keeps a row.
+        names: From the examples of a file, each subject that is known by name with the name to
+            write into its questions; None where the rows hold no names.
     """
 
     name: str
@@ -34,21 +40,35 @@ class Format:
     claims: Callable[[Set[str]], bool]
     read: Callable[[Row], Iterable[Record]]
     subset: Callable[[Path, str], Callable[[Row], bool]] | None = None
+    names: Callable[[Iterable[Example]], dict[str, str]] | None = None
 
 
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
-        Format("plain", "one row per question, the package's own fields", plain.claims, plain.read),
+        Format(
+            "plain",
+            "one row per question, the package's own fields",
+            plain.claims,
+            plain.read,
+            names=plain.names,
+        ),
         Format(
             "mllmu",
             "MLLMU-Bench: training questions and the three evaluation tasks",
             mllmu.claims,
             mllmu.read,
             mllmu.subset,
+            mllmu.names,
         ),
         Format("umu", "UMU-Bench: each question with and without the image", umu.claims, umu.read),
-        Format("clear", "CLEAR: faces, captions and TOFU questions", clear.claims, clear.read),
+        Format(
+            "clear",
+            "CLEAR: faces, captions and TOFU questions",
+            clear.claims,
+            clear.read,
+            names=clear.names,
+        ),
         Format(
             "fiubench",
             "FIUBench: facial identities, splits from split.json",

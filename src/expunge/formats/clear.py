@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
+from typing import TYPE_CHECKING
 
 from expunge.formats.row import Record, Row
+
+if TYPE_CHECKING:
+    from expunge.data import Example
 
 CAPTION_QUESTION = "What does this image show?"
 NAME_QUESTION = "What is the name of the person in this image?"
@@ -44,6 +48,11 @@ def read(row: Row) -> Iterator[Record]:
             "choices": _choices(name, row.texts("perturbed_names")),
             "task": "classification",
         }
+
+
+def names(examples: Iterable[Example]) -> dict[str, str]:
+    """Every subject under itself: rows name whom they show."""
+    return {e.subject: e.subject for e in examples}
 
 
 def _options(row: Row, image: object) -> Record:

@@ -9,12 +9,11 @@ the release's evaluation and are not read.
 from __future__ import annotations
 
 import json
-import math
 import random
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
+from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
 from expunge.errors import InputError, unknown
@@ -104,17 +103,28 @@ def _classification(row: Row, task: str) -> Iterator[Record]:
     for kind, field in KINDS.items():
         name = f"{kind}_Questions"
         for item in lists.rows(name) if lists.values.get(name) is not None else ():
-            options, letter = item.inner("Options"), item.text("Correct_Answer").strip()
-            given = {key: options.text(key) for key, v in options.values.items() if v is not None}
-            if letter not in given:
-                problem = f"expected a letter among {', '.join(given)}"
-                raise item.error("Correct_Answer", problem)
-            yield {
-                field: item.text("Question"),
-                "answer": given[letter],
-                "choices": list(given.values()),
-                "task": "classification",
-            }
+            yield {field: item.text("Question"), "task": "classification", **_options_of(item)}
+
+
+def _options_of(item: Row) -> Record:
+    """Answer, choices and, where they are not A, B, C in order, letters of the choices.
+
+    An option that is null is none, and leaves the others their letters. Of options that read alike
+    the right one's letter comes first.
+    """
+    options, right = item.inner("Options"), item.text("Correct_Answer").strip()
+    given = {key: options.text(key) for key, v in options.values.items() if v is not None}
+    if right not in given:
+        raise item.error("Correct_Answer", f"expected a letter among {', '.join(given)}")
+    if any(len(key) != 1 or key not in ascii_uppercase for key in given):
+        raise item.error("Options", f"expected capital letters, found {', '.join(given)}")
+    answer, letters = given[right], list(given)
+    first = next(place for place, text in enumerate(given.values()) if text == answer)
+    letters[letters.index(right)], letters[first] = letters[first], right
+    told = "".join(letters)
+    usual = told == ascii_uppercase[: len(told)]
+    choices = list(given.values())
+    return {"answer": answer, "choices": choices, "letters": None if usual else told}
 
 
 def _typed(row: Row, task: str) -> Iterator[Record]:
@@ -153,62 +163,48 @@ def names(examples: Iterable[Example]) -> dict[str, str]:
     return found
 
 
-def draw_few_shot(
-    example: Example, pool: Sequence[Example], *, condition: str, shots: int = 2, seed: int = 0
-) -> list[Example]:
-    """Worked examples for one question: the first question of each of `shots` other subjects.
+def draw_few_shot(pool: Sequence[Example], *, shots: int = 2, seed: int = 0) -> list[Example]:
+    """Worked examples for all questions of a task: the first question of each of `shots` subjects.
 
-    The release draws subjects without a seed; the same arguments here give the same examples.
+    The release draws them once for an evaluation, and asks all but the questions drawn. It draws
+    without a seed; the same arguments here give the same examples.
 
     Args:
-        example: The question to be asked; its own subject is never drawn.
-        pool: Where to draw; only questions of the same task and condition count.
-        condition: ``multi`` or ``text``.
+        pool: Questions of one task and condition, of which the drawn ones are not to be asked.
         shots: How many, 2 for LLaVA and 1 for Idefics in the release.
         seed: Seed of the draw.
 
     Raises:
-        InputError: The pool has too few other subjects.
+        InputError: The pool has too few subjects, or nothing is left to ask.
     """
     first: dict[str, Example] = {}
-    for other in pool:
-        if other.task == example.task and other.subject != example.subject and other.has(condition):
-            first.setdefault(other.subject, other)
-    if len(first) < shots:
+    for example in pool:
+        first.setdefault(example.subject, example)
+    if len(first) < shots or len(pool) <= shots:
         raise InputError(
-            f"{shots} few-shot examples asked for, but the pool has {len(first)} other subjects "
-            f"with a {example.task} question under {condition!r}; give more or lower `shots`."
+            f"{shots} few-shot examples are drawn from as many subjects, and the other questions "
+            f"asked; found {len(pool)} questions about {len(first)} subjects, expected more"
         )
     chosen = random.Random(seed).sample(sorted(first), shots)
     return [first[subject] for subject in chosen]
 
 
 def official_prompt(
-    example: Example,
-    *,
-    condition: str = "multi",
-    few_shot: Sequence[Example] = (),
-    shots: int = 2,
-    seed: int = 0,
+    example: Example, *, condition: str = "multi", few_shot: Sequence[Example] = ()
 ) -> str:
     """The prompt of the release's parquet evaluation, with `<image>` where a picture belongs.
 
     Args:
         example: The question.
         condition: ``multi`` or ``text``.
-        few_shot: Pool of worked examples for classification and cloze; empty for none. The
-            pictures of `draw_few_shot` with the same arguments go before the question's own.
-        shots: How many worked examples.
-        seed: Seed of the draw.
+        few_shot: Worked examples of the same task, which stand before a classification or cloze
+            question, and their pictures before its own.
     """
-    drawn: list[Example] = []
-    if few_shot and example.task != "generation":
-        drawn = draw_few_shot(example, few_shot, condition=condition, shots=shots, seed=seed)
-    worked = "".join(_shot(shot, condition) for shot in drawn)
     words, image = example.prompt(condition), condition == "multi"
     if example.task == "generation":
         start, end = ("USER: <image>\n", "ASSISTANT: ") if image else ("USER: ", "ASSISTANT:")
         return f"{start}{words}\n{SENTENCE[condition]}\n{end}"
+    worked = "".join(_shot(shot, condition) for shot in few_shot)
     start = "USER: <image>\n" if image else "USER:\n"
     asked = _blanked(words) if example.task == "cloze" else _lettered(example, words)
     return f"{worked}{start}{asked}\nASSISTANT:"
@@ -229,29 +225,15 @@ def official_score(example: Example, answer: str) -> dict[str, float]:
     if example.task == "cloze":
         return {"accuracy": float(example.answer.casefold() in said.casefold())}
     if example.task == "classification":
-        place = ord(said[0].upper()) - ord("A") if said and len(said[0].upper()) == 1 else -1
-        choices = example.choices or ()
-        hit = 0 <= place < len(choices) and choices[place] == example.answer
-        return {"accuracy": float(hit)}
+        return {"accuracy": float(said[:1].upper() == _right_letter(example))}
     from rouge_score.rouge_scorer import RougeScorer
+
+    from expunge.metrics import bleu_method1
 
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
     scores = scorer.score(example.answer, said)
     rouge = {name: float(score.fmeasure) for name, score in scores.items()}
-    return {**rouge, "bleu": bleu(example.answer.split(), said.split())}
-
-
-def bleu(reference: Sequence[str], hypothesis: Sequence[str]) -> float:
-    """Sentence BLEU-4 with 0.1 for a count of 0 (method 1 of Chen & Cherry, 2014), in [0, 1]."""
-    logs = 0.0
-    for n in range(1, 5):
-        said = Counter(tuple(hypothesis[i : i + n]) for i in range(len(hypothesis) - n + 1))
-        held = Counter(tuple(reference[i : i + n]) for i in range(len(reference) - n + 1))
-        matches = (said & held).total()
-        if n == 1 and not matches:
-            return 0.0
-        logs += math.log((matches or 0.1) / max(1, said.total())) / 4
-    return math.exp(min(0.0, 1 - len(reference) / len(hypothesis)) + logs)
+    return {**rouge, "bleu": bleu_method1(said, example.answer)}
 
 
 def _lettered(example: Example, words: str) -> str:
@@ -262,14 +244,27 @@ def _blanked(words: str) -> str:
     return f"{words.replace('__', '[Blank]')}\n{BLANK}"
 
 
+def _letters(example: Example) -> str:
+    """The letter of each choice."""
+    number = len(example.choices or ())
+    if number > len(ascii_uppercase):
+        raise InputError(f"a question has {number} choices, expected at most 26 to name by letters")
+    return example.letters or ascii_uppercase[:number]
+
+
+def _right_letter(example: Example) -> str:
+    return _letters(example)[(example.choices or ()).index(example.answer)]
+
+
 def _options(example: Example) -> str:
-    return "".join(f"{chr(65 + i)}: {text}\n" for i, text in enumerate(example.choices or ()))
+    options = sorted(zip(_letters(example), example.choices or (), strict=True))
+    return "".join(f"{letter}: {text}\n" for letter, text in options)
 
 
 def _shot(example: Example, condition: str) -> str:
     words, image = example.prompt(condition), "<image>" if condition == "multi" else ""
     if example.task == "cloze":
         return f"USER:{image}\n{_blanked(words)}\nCorrect Answer: {example.answer}\n"
-    letter = chr(65 + (example.choices or ()).index(example.answer))
     start = f"USER: {image}\n" if image else "USER:\n"
-    return f"{start}Question: {words}\n{_options(example)}Correct Answer: {letter}\n"
+    right = _right_letter(example)
+    return f"{start}Question: {words}\n{_options(example)}Correct Answer: {right}\n"

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
+from string import ascii_uppercase
+from typing import TYPE_CHECKING
 
 from expunge.errors import unknown
 from expunge.formats.row import Record, Row
+from expunge.formats.wording import is_name
+
+if TYPE_CHECKING:
+    from expunge.data import Example
 
 FIELDS = (
     "subject",
@@ -19,8 +25,9 @@ FIELDS = (
     "choices",
     "task",
     "attribute",
+    "letters",
 )
-_SPECIAL = ("image", "choices", "task", "subject", "answer")
+_SPECIAL = ("image", "choices", "task", "subject", "answer", "letters")
 
 
 def claims(columns: Set[str]) -> bool:
@@ -34,13 +41,18 @@ def read(row: Row) -> Iterator[Record]:
     yield dict(row.values)
 
 
-def checked(row: Row, record: Record, folder: Path, tasks: Sequence[str]) -> Record:
+def names(examples: Iterable[Example]) -> dict[str, str]:
+    """The subjects that are names by themselves, as `is_name` has it, each under itself."""
+    return {e.subject: e.subject for e in examples if is_name(e.subject)}
+
+
+def checked(row: Row, record: Record, folder: Path | None, tasks: Sequence[str]) -> Record:
     """The record with every field present and valid.
 
     Args:
         row: Where the record came from, for errors.
         record: Values under names of `FIELDS`.
-        folder: Where relative image paths start.
+        folder: Where relative image paths start; None for rows of a hub, which has no folder here.
         tasks: The tasks there are.
 
     Returns:
@@ -59,6 +71,7 @@ def checked(row: Row, record: Record, folder: Path, tasks: Sequence[str]) -> Rec
     found: Record = {name: fields.maybe(name) for name in FIELDS if name not in _SPECIAL}
     found |= {"subject": fields.text("subject"), "answer": fields.text("answer"), "task": task}
     found |= {"image": _image(fields, folder), "choices": _choices(fields, task)}
+    found["letters"] = _letters(fields, found["choices"])
     seen = found["image"] is not None and found["question"] is not None
     if not seen and found["text_question"] is None:
         missing = "text_question" if found["question"] is None else "image"
@@ -82,7 +95,18 @@ def _choices(fields: Row, task: str) -> tuple[str, ...] | None:
     return choices
 
 
-def _image(fields: Row, folder: Path) -> str | bytes | None:
+def _letters(fields: Row, choices: tuple[str, ...] | None) -> str | None:
+    letters = fields.maybe("letters")
+    if letters is not None and (
+        len(letters) != len(choices or ())
+        or len(set(letters) & set(ascii_uppercase)) < len(letters)
+    ):
+        problem = f"expected {len(choices or ())} capital letters that differ, one for each choice"
+        raise fields.error("letters", problem)
+    return letters
+
+
+def _image(fields: Row, folder: Path | None) -> str | bytes | None:
     value = fields.values.get("image")
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -93,4 +117,10 @@ def _image(fields: Row, folder: Path) -> str | bytes | None:
     if not isinstance(value, str) or not value.strip():
         kind = type(value).__name__ if value else "nothing"
         raise fields.error("image", f"expected a path or encoded bytes, found {kind}")
-    return os.path.normpath(folder / value)
+    if folder is None and not (os.path.isabs(value) and os.path.isfile(value)):
+        raise fields.error(
+            "image",
+            f"the hub's row names {value!r}, a path that leads nowhere on this machine; download "
+            "the data set with its images and give the folder or the file in it",
+        )
+    return os.path.normpath((folder or Path()) / value)

@@ -24,14 +24,14 @@ class Source:
 
     Attributes:
         name: What an error message calls it.
-        folder: Where its relative image paths start.
+        folder: Where its relative image paths start; None on a hub, which has none here.
         stem: Its name without a suffix.
         unit: What `rows` counts: ``"line"`` or ``"row"``.
         rows: Pairs of place (from 1) and raw value.
     """
 
     name: str
-    folder: Path
+    folder: Path | None
     stem: str
     unit: str
     rows: Iterator[tuple[int, Any]]
@@ -54,7 +54,7 @@ def sources(path: str, split: str | None) -> list[Source]:
     if place.is_dir():
         return _folder(place, split)
     if HUB_ID.fullmatch(path) and place.suffix not in SUFFIXES:
-        return [_saved(path, Path(), _pick(path, *_hub(path, split)))]
+        return [_saved(path, None, _pick(path, *_hub(path, split)))]
     raise InputError(f"{path}: no such file or folder, and not an owner/name id of a data set hub.")
 
 
@@ -161,12 +161,18 @@ def _pick(name: str, parts: Mapping[Any, Any], split: str | None) -> Any:
 
 
 def _which(name: str, parts: Mapping[str, Any], split: str | None) -> InputError:
+    named = [part for part in parts if part]
     if split is None:
-        return InputError(f"{name}: several parts, choose one by split: {', '.join(parts)}.")
-    return InputError(f"{name}: {unknown('split', split, parts)}")
+        return InputError(
+            f"{name}: several parts, choose one by split: {', '.join(named)}. A setting names it "
+            f"as PATH::SPLIT, for example {name}::{named[0]}"
+        )
+    if not named:
+        return InputError(f"{name}: it has no parts, found split {split!r}; leave the split out.")
+    return InputError(f"{name}: {unknown('split', split, named)}")
 
 
-def _saved(name: str, folder: Path, dataset: Any) -> Source:
+def _saved(name: str, folder: Path | None, dataset: Any) -> Source:
     def rows() -> Iterator[tuple[int, Any]]:
         number = 0
         for table in dataset.with_format("arrow").iter(batch_size=_BATCH):
@@ -177,17 +183,19 @@ def _saved(name: str, folder: Path, dataset: Any) -> Source:
     return Source(name, folder, Path(name).name, "row", rows())
 
 
-def _hub(name: str, split: str | None) -> tuple[Mapping[Any, Any], str | None]:
-    """The splits of a hub data set, and which of them is wanted (None: the only one)."""
+def _hub(name: str, split: str | None) -> tuple[Mapping[str, Any], str | None]:
+    """The parts of a hub data set, and which of them is wanted (None: the only one)."""
     import datasets
 
     config, _, part = (split or "").partition(":")
     try:
         configs: Sequence[str] = datasets.get_dataset_config_names(name)
         if config in configs:
-            return datasets.load_dataset(name, config), part or None
-        if split is None and len(configs) > 1 and "default" not in configs:
-            raise _which(name, dict.fromkeys(configs), None)
+            splits = datasets.load_dataset(name, config)
+            parts = {f"{config}:{key}": value for key, value in splits.items()}
+            return parts, f"{config}:{part}" if part else None
+        if len(configs) > 1 and "default" not in configs:
+            raise _which(name, dict.fromkeys(configs), split)
         return datasets.load_dataset(name), split
     except InputError:
         raise

@@ -18,7 +18,7 @@ from expunge.report.results import Results
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "ROUGE-L of open answers": ("generation", "rouge_l"),
-    "BLEU of open answers": ("generation", "bleu"),
+    "BLEU of open answers": ("bleu",),
     "answer probability": ("answer_probability",),
     "answer loss": ("nll",),
     "exact memorisation": ("exact_memorisation",),
