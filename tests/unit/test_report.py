@@ -241,9 +241,13 @@ def test_likelihood_has_intervals_and_what_changed_a_table(run):
     }
     paired = {"difference": -0.5, "ci95": [-0.75, -0.25], "p": 0.001}
     results["summary"]["changed"] = {"forget": {"multi": paired}}
+    asked = {"accuracy": 0.625, "n": 8}
+    results["official"] = {"vanilla": {"forget": {"text": {"cloze": asked}}}}
     (folder / "results.json").write_text(json.dumps(results))
     write_report(folder)
     _, page = read(folder)
+    assert page.row("forget", "text only", "cloze", "accuracy")[4] == "0.625"
+    assert page.row("forget", "text only", "cloze", "n")[4] == "8"
     loss = page.row("forget", "image + text", "answer loss")
     assert loss[4] == f"{cell['nll']:.3f} [1.250, 2.500]"
     assert page.row("forget", "image + text", "truth ratio score")[4] == "0.438"

@@ -1,4 +1,4 @@
-"""Tables of wording and likelihood, of agreement between the conditions, and of what changed."""
+"""Tables of wording and likelihood, of what changed, and of a release's own scoring."""
 
 from __future__ import annotations
 
@@ -83,3 +83,22 @@ def change_table(results: Results) -> Table | None:
         " two-sided p"
     )
     return Table(caption, ["set", "condition", "change", "p"], rows, heads=2) if rows else None
+
+
+def official_table(results: Results) -> Table | None:
+    """Scores by the prompts and rules of MLLMU-Bench's release, or None where none were asked."""
+    told = as_map(results.data.get("official"), "results.json official")
+    rows: dict[tuple[str, str, str, str], dict[str, str]] = {}
+    for model, sets in told.items():
+        for name, conditions in as_map(sets, f"official {model}").items():
+            for condition, tasks in as_map(conditions, f"official {model} {name}").items():
+                for task, cell in as_map(tasks, f"official {model} {name} {condition}").items():
+                    where = f"results.json official {model} {name} {condition} {task}"
+                    for key, value in as_map(cell, where).items():
+                        head = name, CONDITION_NAMES.get(condition, condition), task, key
+                        rows.setdefault(head, {})[model] = short(figure(value, where))
+    models = list(told)
+    lines = [[*head, *(cells.get(m, MISSING) for m in models)] for head, cells in rows.items()]
+    caption = "MLLMU-Bench's own prompts and rules; n is the number of questions asked"
+    columns = ["set", "condition", "task", "score", *models]
+    return Table(caption, columns, lines, heads=4) if lines else None

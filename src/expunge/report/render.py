@@ -82,6 +82,7 @@ def _context(run: Run, *, show_content: bool) -> dict[str, Any]:
         "accuracy": accuracy.accuracy_table(results),
         "likelihood": likelihood.likelihood_table(results),
         "changed": likelihood.change_table(results),
+        "official": likelihood.official_table(results),
         "summary": accuracy.summary_table(results),
         "pictures": accuracy.pictures(results),
         "sites": change.site_table(plan) if plan else None,
