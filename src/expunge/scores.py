@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 FORGOTTEN = ("forget", "test")
 """Sets whose answers are to be unknown, for scores that are read the other way round there."""
 
-Read = Callable[["Answered"], float]
-MEANS: Mapping[str, Read] = {
+MEANS: Mapping[str, Callable[[Answered], float]] = {
     "nll": lambda r: r.nll,
     "answer_probability": lambda r: metrics.answer_probability(r.nll),
     "exact_memorisation": lambda r: r.memorised,
@@ -43,15 +42,15 @@ def cells(rows: Sequence[Answered], seed: int = 0, *, name: str = "") -> dict[st
         if mine:
             found[task] = _cell(mine, seed)
             if task == "generation":
-                found |= _mean(mine, "bleu", lambda r: metrics.bleu(r.said, r.example.answer))
+                found["bleu"] = _mean([metrics.bleu(r.said, r.example.answer) for r in mine])
     if not rows:
         return found
     found["all"] = _cell(rows, seed)
     subjects = [r.example.subject for r in rows]
     found["ci95"] = {}
     for figure, read in MEANS.items():
-        found |= _mean(rows, figure, read)
         values = [read(r) for r in rows]
+        found[figure] = _mean(values)
         if all(map(math.isfinite, values)):
             found["ci95"][figure] = list(metrics.bootstrap_ci(values, subjects, seed=seed))
     found["subjects"] = by_subject(rows)
@@ -71,18 +70,18 @@ def _cell(rows: Sequence[Answered], seed: int) -> dict[str, Any]:
     right = [float(r.right) for r in rows]
     subjects = [r.example.subject for r in rows]
     cell = {
-        "accuracy": sum(right) / len(right),
+        "accuracy": _mean(right),
         "n": len(rows),
         "ci95": list(metrics.bootstrap_ci(right, subjects, seed=seed)),
-        **_mean(rows, "rouge_l", lambda r: r.rouge_l),
+        "rouge_l": _mean([r.rouge_l for r in rows]),
     }
     if all(r.example.choices for r in rows):
         cell["chance"] = metrics.chance([len(r.example.choices or "x") for r in rows])
     return cell
 
 
-def _mean(rows: Sequence[Answered], name: str, read: Read) -> dict[str, float]:
-    return {name: sum(read(r) for r in rows) / len(rows)}
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def by_subject(rows: Sequence[Answered]) -> str:
@@ -91,6 +90,17 @@ def by_subject(rows: Sequence[Answered]) -> str:
     for row in rows:
         told.setdefault(row.example.subject, []).append(row.right)
     return " ".join(f"{sum(each)}/{len(each)}" for _, each in sorted(told.items()))
+
+
+def each_answer(told: str) -> tuple[list[float], list[int]]:
+    """What `by_subject` wrote as 1 or 0 for every question, right ones first, and its subject."""
+    values: list[float] = []
+    groups: list[int] = []
+    for place, each in enumerate(told.split()):
+        right, asked = map(int, each.split("/"))
+        values += [1.0] * right + [0.0] * (asked - right)
+        groups += [place] * asked
+    return values, groups
 
 
 def truth_ratio_cell(ratios: Sequence[float], name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from expunge import metrics
 from expunge.data import CONDITIONS
+from expunge.scores import each_answer
 
 Figures = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -59,7 +60,7 @@ def summarise(models: Mapping[str, Figures]) -> dict[str, Any]:
         by_condition = kept(vanilla, unlearned, name)
         summary[f"{name}_kept"] = _mean(list(by_condition.values())) if by_condition else None
     both = list(summary["forget_accuracy"].values())
-    summary["modality_gap"] = abs(both[0] - both[1]) if len(both) == 2 else None
+    summary["modality_gap"] = metrics.modality_gap(*both) if len(both) == 2 else None
     summary["depth"] = depth_of(vanilla, unlearned, models.get("gold"))
     summary |= likelihood_of(models)
     summary["changed"] = changes(vanilla, unlearned)
@@ -121,23 +122,12 @@ def changes(vanilla: Figures, unlearned: Figures) -> dict[str, dict[str, Any]]:
             told = [
                 each.get("subjects") for each in (cell, vanilla.get(name, {}).get(condition, {}))
             ]
-            sides = [_answers(each) for each in told if each]
+            sides = [each_answer(each) for each in told if each]
             if len(sides) == 2 and sides[0][1] == sides[1][1]:
                 (after, groups), (before, _) = sides
                 paired = metrics.paired_bootstrap(after, before, groups)
                 found.setdefault(name, {})[condition] = paired
     return found
-
-
-def _answers(told: str) -> tuple[list[float], list[int]]:
-    """One value for every question, and the place of its subject; within one they are ordered."""
-    values: list[float] = []
-    groups: list[int] = []
-    for place, each in enumerate(told.split()):
-        right, asked = map(int, each.split("/"))
-        values += [1.0] * right + [0.0] * (asked - right)
-        groups += [place] * asked
-    return values, groups
 
 
 def _collapsed(model: Figures, name: str, condition: str) -> bool:

@@ -10,6 +10,7 @@ from expunge.report.figures import (
     CONDITION_NAMES,
     MISSING,
     Table,
+    between,
     flatten,
     percent,
     plain,
@@ -110,9 +111,8 @@ def summary_table(results: Results) -> Table | None:
 def _with_interval(score: Score | None) -> str:
     if score is None:
         return MISSING
-    if score.low is None or score.high is None:
-        return percent(score.accuracy)
-    return f"{percent(score.accuracy)} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+    ends = [f"{100 * end:.1f}" for end in (score.low, score.high) if end is not None]
+    return between(percent(score.accuracy), ends)
 
 
 def _chance(scores: list[Score]) -> str:
@@ -124,7 +124,6 @@ def _count(scores: list[Score]) -> str:
 
 
 def _point(label: str, score: Score) -> Point:
-    shown = whole(score.accuracy)
-    if score.low is not None and score.high is not None:
-        shown += f" [{100 * score.low:.0f}, {100 * score.high:.0f}]"
+    ends = [f"{100 * end:.0f}" for end in (score.low, score.high) if end is not None]
+    shown = between(whole(score.accuracy), ends)
     return Point(score.accuracy, score.low, score.high, f"{label} {_with_interval(score)}", shown)

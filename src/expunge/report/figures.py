@@ -90,6 +90,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return MISSING if value is None else f"{100 * value:.{digits}f}\u00a0%"
 
 
+def between(shown: str, ends: Sequence[str]) -> str:
+    """A printed figure with the printed ends of its interval behind it, if there are two."""
+    return f"{shown} [{', '.join(ends)}]" if len(ends) == 2 else shown
+
+
 def whole(value: float) -> str:
     """Print a share in whole per cent; near 0 and 100 with a digit, so that nothing is hidden."""
     return percent(value, 1 if 0 < value < 0.01 or 0.99 < value < 1 else 0)

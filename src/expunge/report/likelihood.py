@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from expunge.report.accuracy import condition_name
 from expunge.report.figures import (
-    CONDITION_NAMES,
     MISSING,
     Table,
     as_list,
     as_map,
+    between,
     figure,
     percent,
     short,
@@ -52,7 +53,7 @@ def likelihood_table(results: Results) -> Table | None:
 
 def condition_title(condition: str, path: tuple[str, ...]) -> str:
     """Plain words for a condition; agreement is between both."""
-    return "both" if path[0] == "alignment" else CONDITION_NAMES.get(condition, condition)
+    return "both" if path[0] == "alignment" else condition_name(condition)
 
 
 def _cell(results: Results, model: str, name: str, condition: str, path: tuple[str, ...]) -> str:
@@ -62,7 +63,7 @@ def _cell(results: Results, model: str, name: str, condition: str, path: tuple[s
     value = short(figure(entry.get(path[-1]), f"{where} {path[-1]}"))
     ends = as_list(as_map(cell.get("ci95"), f"{where} ci95").get(path[0]), f"{where} ci95")
     known = [short(figure(end, f"{where} ci95")) for end in ends]
-    return f"{value} [{', '.join(known)}]" if len(known) == 2 and len(path) == 1 else value
+    return between(value, known) if len(path) == 1 else value
 
 
 def change_table(results: Results) -> Table | None:
@@ -73,11 +74,10 @@ def change_table(results: Results) -> Table | None:
         for condition, entry in told.items():
             where = f"results.json summary changed {name} {condition}"
             entry = as_map(entry, where)
-            ends = [figure(end, where) for end in as_list(entry.get("ci95"), where)]
-            spread = f" [{', '.join(percent(end) for end in ends)}]" if len(ends) == 2 else ""
-            change = percent(figure(entry.get("difference"), where)) + spread
+            ends = [percent(figure(end, where)) for end in as_list(entry.get("ci95"), where)]
+            change = between(percent(figure(entry.get("difference"), where)), ends)
             p = short(figure(entry.get("p"), where))
-            rows.append([name, CONDITION_NAMES.get(condition, condition), change, p])
+            rows.append([name, condition_name(condition), change, p])
     caption = (
         "Accuracy, unlearned less vanilla: paired bootstrap over subjects, 95 % interval and"
         " two-sided p"
@@ -95,7 +95,7 @@ def official_table(results: Results) -> Table | None:
                 for task, cell in as_map(tasks, f"official {model} {name} {condition}").items():
                     where = f"results.json official {model} {name} {condition} {task}"
                     for key, value in as_map(cell, where).items():
-                        head = name, CONDITION_NAMES.get(condition, condition), task, key
+                        head = name, condition_name(condition), task, key
                         rows.setdefault(head, {})[model] = short(figure(value, where))
     models = list(told)
     lines = [[*head, *(cells.get(m, MISSING) for m in models)] for head, cells in rows.items()]

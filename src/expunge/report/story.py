@@ -17,6 +17,7 @@ from expunge.report.figures import (
     Table,
     as_list,
     as_map,
+    between,
     figure,
     flatten,
     ordered,
@@ -264,9 +265,7 @@ def _spot(label: str, ends: Sequence[Any], where: str) -> Point:
     value, low, high = [*(figure(end, where) for end in ends), None, None][:3]
     if value is None:
         raise InputError(f"{where} has no number for {label}; run the attack again")
-    told = percent(value)
-    if low is not None and high is not None:
-        told += f" [{percent(low)}, {percent(high)}]"
+    told = between(percent(value), [percent(end) for end in (low, high) if end is not None])
     return Point(value, low, high, f"{label}: {told}", percent(value))
 
 

@@ -67,14 +67,14 @@ def holders(model: nn.Module, path: str) -> Iterator[nn.Module]:
 
 def in_memory(module: nn.Module, maps: Sequence[str]) -> bool:
     """Whether the weights of all linear maps of these names are held."""
-    return all(m.weight.device.type != "meta" for m in linears(module, maps))
+    return all(m.weight.device.type != "meta" for _, m in linears(module, maps))
 
 
-def linears(owner: nn.Module, maps: Sequence[str]) -> Iterator[nn.Linear]:
-    """All linear maps of these last names."""
+def linears(owner: nn.Module, maps: Sequence[str]) -> Iterator[tuple[str, nn.Linear]]:
+    """All linear maps of these last names, each with its path."""
     for path, module in owner.named_modules():
         if type(module) is nn.Linear and path.rpartition(".")[2] in maps:
-            yield module
+            yield path, module
 
 
 def grow(
@@ -90,7 +90,7 @@ def grow(
     Returns:
         A function that takes the biases away again.
     """
-    grown = [m for m in linears(owner, maps) if m.bias is None]
+    grown = [m for _, m in linears(owner, maps) if m.bias is None]
     for linear in grown:
         zero = torch.zeros(linear.out_features, dtype=linear.weight.dtype)
         linear.bias = nn.Parameter(zero.to(linear.weight.device), requires_grad=False)
@@ -106,7 +106,7 @@ def grow(
 
 def flagged(model: Any, owner: Any, option: Option) -> Callable[[], None]:
     """Turn the switch on wherever a configuration speaks for `owner`; returns what undoes it."""
-    configs = _speaking(model.config, owner.config, option)
+    configs = [owner.config, *_speaking(model.config, option)]  # of which two may be the same
     for config in configs:
         setattr(config, option.flag, True)
 
@@ -144,29 +144,14 @@ def _gives(model: Any, owner: nn.Module, option: Option) -> bool:
         return False
     path = next((name for name, module in model.named_modules() if module is owner), None)
     config = copy.deepcopy(model.config)
-    for each in _speaking(config, copy.deepcopy(owner.config), option):
+    for each in _speaking(config, option):
         setattr(each, option.flag, True)
     prefix = f"{path}." if path else ""
-    lacking = {
-        f"{prefix}{name}.bias"
-        for name, module in owner.named_modules()
-        if type(module) is nn.Linear
-        and name.rpartition(".")[2] in option.maps
-        and module.bias is None
-    }
+    lacking = {f"{prefix}{name}.bias" for name, m in linears(owner, option.maps) if m.bias is None}
     return path is not None and bool(lacking) and added(model, made_of(model, config)) == lacking
 
 
-def _speaking(whole: Any, own: Any, option: Option) -> list[Any]:
-    """Every configuration with the switch off that speaks for a part of a model.
-
-    Args:
-        whole: The configuration of the whole model.
-        own: That of the part.
-        option: The switch.
-    """
-    found = [own]
-    for each in (whole, *(getattr(whole, name, None) for name in ("text_config", "llm_config"))):
-        if option.off(each) and all(each is not f for f in found):
-            found.append(each)
-    return found
+def _speaking(whole: Any, option: Option) -> list[Any]:
+    """The configuration of a whole model and of its language model, where the switch is off."""
+    parts = (whole, *(getattr(whole, name, None) for name in ("text_config", "llm_config")))
+    return [each for each in parts if option.off(each)]

@@ -38,10 +38,8 @@ def value_bias(model: nn.Module, site: Site) -> Tensor | None:
 
 def takes_values(model: nn.Module, site: Site) -> int | None:
     """How many there are, or could be by the model's configuration; None where none can be."""
-    maps = _maps(model, site)
-    if maps is None or (maps[0].bias is None and _owner(model, site) is None):
-        return None
-    return maps[0].out_features
+    maps = _able(model, site)
+    return None if maps is None else maps[0].out_features
 
 
 def grow_values(model: nn.Module, site: Site) -> Callable[[], None]:
@@ -62,14 +60,22 @@ def _owner(model: nn.Module, site: Site) -> nn.Module | None:
 
 def values_of(model: nn.Module, site: Site) -> Values | None:
     """What they can do, None where there are none that do anything, nor can be."""
-    maps = _maps(model, site)
-    if maps is None or takes_values(model, site) is None:
+    maps = _able(model, site)
+    if maps is None:
         return None
     value, out, head = maps
     weight = out.weight.detach().float()
     shared = weight.reshape(len(weight), value.out_features // head, -1, head).sum(2)
     size = float(value.weight.detach().float().norm())
     return Values(shared.flatten(1), size) if size else None
+
+
+def _able(model: nn.Module, site: Site) -> tuple[nn.Linear, nn.Linear, int] | None:
+    """The maps, where those to the values have biases or can be given some."""
+    maps = _maps(model, site)
+    if maps is not None and maps[0].bias is None and _owner(model, site) is None:
+        return None
+    return maps
 
 
 def _maps(model: nn.Module, site: Site) -> tuple[nn.Linear, nn.Linear, int] | None:
