@@ -195,8 +195,9 @@ def _check_rewire(model: nn.Module, site: Site, new: Rewire) -> None:
         )
     width = inner_weight(model, inner.gate[0], site).shape[1]
     number, out = len(new.index), down_weight(model, site).shape[0]
-    shapes = [tuple(t.shape) for t in (new.gate, new.bias, new.factor, new.down)]
-    wanted = [(number, width), (number,), (number if inner.up else 0,), (out, number)]
+    shapes = [tuple(t.shape) for t in (new.gate, new.bias, new.factor, new.down, new.constant)]
+    constant = (number if inner.up and len(new.constant) else 0,)
+    wanted = [(number, width), (number,), (number if inner.up else 0,), (out, number), constant]
     if shapes != wanted:
         raise InputError(
             f"the plan's new neurons at {site.key} are {shapes}, expected {wanted}; it was made for"

@@ -20,15 +20,15 @@ from expunge.grid import CODES, GRIDS, STEPS, gridded, packed, turned, unpacked
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
 class Rewire:
     """Neurons given up for new ones.
 
-    With h = gate x + bias a new one says act(h), or act(h) times factor h in an MLP that has
-    something beside its gate, and `down` writes it out.
+    With h = gate x + bias a new one says act(h), or act(h) times (factor h + constant) in an MLP
+    that has something beside its gate, and `down` writes it out.
 
     Attributes:
         index: Which neurons, sorted int64 [k].
@@ -38,6 +38,7 @@ class Rewire:
         down: What each new neuron adds at 1, [out, k].
         pool: Neurons that could be given up, sorted int64, `index` among them: where two plans
             want the same ones, both move within their pools.
+        constant: [k], or [0] where it is 0 everywhere.
     """
 
     index: Tensor
@@ -46,6 +47,7 @@ class Rewire:
     factor: Tensor
     down: Tensor
     pool: Tensor
+    constant: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     NAMES = {
         "rewired": "index",
@@ -54,19 +56,23 @@ class Rewire:
         "factor": "factor",
         "down": "down",
         "pool": "pool",
+        "constant": "constant",
     }
 
     @property
     def biased(self) -> bool:
         """Whether any row needs a bias."""
-        return bool(self.bias.any())
+        return bool(self.bias.any() or self.constant.any())
 
     @property
     def inner(self) -> list[tuple[Tensor, Tensor]]:
         """Rows [k, in] and biases [k] of the maps into the hidden units: of the gate, beside it."""
         rows = [(self.gate, self.bias)]
         if len(self.factor):
-            rows.append((self.factor[:, None] * self.gate, self.factor * self.bias))
+            added = self.factor * self.bias
+            if len(self.constant):
+                added = added + self.constant
+            rows.append((self.factor[:, None] * self.gate, added))
         return rows
 
 
@@ -131,7 +137,8 @@ class SiteEdit:
         if self.rewire is not None:
             for name, part in Rewire.NAMES.items():
                 value: Tensor = getattr(self.rewire, part)
-                named[name] = value if value.is_floating_point() else value.to(torch.int32)
+                if name != "constant" or len(value):
+                    named[name] = value if value.is_floating_point() else value.to(torch.int32)
         if self.ground is not None:
             named["ground"] = self.ground
         return named
@@ -147,7 +154,7 @@ class SiteEdit:
             steer = (named["steered"].long(), named["add"], named["off"].bool())
         rewire = None
         if "rewired" in named:
-            parts = {part: named[name] for name, part in Rewire.NAMES.items()}
+            parts = {part: named[name] for name, part in Rewire.NAMES.items() if name in named}
             whole = {p: t if t.is_floating_point() else t.long() for p, t in parts.items()}
             rewire = Rewire(**whole)
         return cls(prune, scale, lowrank, steer, rewire, named.get("ground"))
@@ -422,6 +429,7 @@ def _join_rewire(first: Rewire, second: Rewire) -> Rewire:
     gate = torch.cat([first.gate, second.gate])
     bias = torch.cat([first.bias, second.bias])
     factor = torch.cat([first.factor, second.factor])
+    constant = torch.cat([_constant(first), _constant(second)])
     down = torch.cat([first.down, second.down], 1)
     if len(gate) > len(pool):
         raise InputError(
@@ -431,4 +439,11 @@ def _join_rewire(first: Rewire, second: Rewire) -> Rewire:
     rows = torch.cat([gate, bias[:, None], down.T], 1).double().tolist()
     order = torch.tensor(sorted(range(len(rows)), key=rows.__getitem__), dtype=torch.int64)
     factor = factor[order] if len(factor) else factor
-    return Rewire(pool[: len(order)], gate[order], bias[order], factor, down[:, order], pool)
+    constant = constant[order] if bool(constant.any()) else constant[:0]
+    return Rewire(
+        pool[: len(order)], gate[order], bias[order], factor, down[:, order], pool, constant
+    )
+
+
+def _constant(new: Rewire) -> Tensor:
+    return new.constant if len(new.constant) else torch.zeros(len(new.index))

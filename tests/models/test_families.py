@@ -269,14 +269,15 @@ def rewired(model, site, inner, seed=0):
     generator = torch.Generator().manual_seed(seed)
     width = inner_weight(model, inner.gate[0], site).shape[1]
     gate = torch.randn(2, width, generator=generator)
-    bias, factor = torch.randn(2, 2, generator=generator)
+    bias, factor, constant = torch.randn(3, 2, generator=generator)
     if not takes_bias(model, inner):
         bias = torch.zeros(2)
+    constant = constant if inner.up and takes_bias(model, inner) else constant[:0]
     down = torch.randn(down_weight(model, site).shape[0], 2, generator=generator)
     index = torch.tensor([0, site.width - 1])
     assert inner_bias(model, inner.gate[0]) is None or takes_bias(model, inner)
     factor = factor if inner.up else factor[:0]
-    return SiteEdit(rewire=Rewire(index, gate, bias, factor, down, index))
+    return SiteEdit(rewire=Rewire(index, gate, bias, factor, down, index, constant))
 
 
 def test_new_neurons_are_what_the_plan_says(case, tmp_path):
@@ -321,7 +322,8 @@ def test_new_neurons_are_what_the_plan_says(case, tmp_path):
     for key, inner in known.items():
         new, (x, z) = edits[key].rewire, (seen[key, n].flatten(0, -2) for n in ("x", "z"))
         level = x @ new.gate.T + new.bias
-        rows = inner.act(level) * (new.factor * level if inner.up else 1)
+        constant = new.constant if len(new.constant) else 0
+        rows = inner.act(level) * (new.factor * level + constant if inner.up else 1)
         torch.testing.assert_close(z[:, new.index], rows, rtol=1e-3, atol=1e-4)
     save_checkpoint(model, None, tmp_path / "model")
     undo()

@@ -217,14 +217,17 @@ def test_new_neurons_do_what_the_plan_says(world, small, questions):
     finally:
         hook.remove()
     (x, out), (_, changed) = ((a.double().flatten(0, 1), b.double().flatten(0, 1)) for a, b in seen)
-    new = edit.rewire
+    new, linear = edit.rewire, len(edit.rewire.constant) > 0
+    assert linear and bool((new.constant > 0).any()) and bool((new.factor > 0).any())
+    assert bool(((new.constant == 0) != (new.factor == 0)).all())
     weights = {n: p.detach().double() for n, p in block.named_parameters()}
     expected = out.clone()
     for i, neuron in enumerate(new.index.tolist()):
         gate, up = (weights[f"{n}.weight"][neuron] for n in ("gate_proj", "up_proj"))
         old = nn.functional.silu(x @ gate) * (x @ up)
         level = x @ new.gate[i].double() + float(new.bias[i])
-        z = nn.functional.silu(level) * float(new.factor[i]) * level
+        beside = float(new.factor[i]) * level + (float(new.constant[i]) if linear else 0.0)
+        z = nn.functional.silu(level) * beside
         expected += z[:, None] * new.down[:, i].double()
         expected -= old[:, None] * weights["down_proj.weight"][:, neuron]
     assert torch.allclose(changed, expected, atol=2e-4)
@@ -611,7 +614,7 @@ def test_neurons_write_what_puts_the_usual_in_the_place_of_a_subject(bias, passe
             (mine[i] @ w / np.linalg.norm(w), j) for j, w in enumerate(white) if not kept.picture[j]
         ]
         near = [j for _, j in sorted(alike)[-16:]]
-        rows.append([a * a for a in above])
+        rows.append([a if bias else a * a for a in above])  # text: see seek._rewire
         wanted.append((kept.stream[near].double().mean(0) - streams[i].double()).numpy() / passed)
     a, b = np.array(rows), np.array(wanted)
     ridge = [0.01 * max((column**2).sum(), (column > 0).sum()) for column in a.T]
@@ -663,24 +666,39 @@ def test_a_subject_without_anything_like_it_is_not_written_over():
     assert seeker._writing([found], looked, "who", torch.arange(3)) == [found]
 
 
-@pytest.mark.parametrize("gated", [True, False])
-def test_a_new_neuron_grows_with_the_square_of_the_level_where_it_has_a_gate(gated):
-    """Against ((level - edge) / (1 - edge))^2, or to the first power, in float64."""
+@pytest.mark.parametrize(
+    ("gated", "condition", "biased", "power"),
+    [
+        (True, "multi", True, 2),
+        (True, "text", True, 1),
+        (True, "text", False, 2),
+        (False, "multi", True, 1),
+        (False, "text", True, 1),
+    ],
+)
+def test_how_what_a_new_neuron_says_grows(gated, condition, biased, power):
+    """Against ((level - edge) / (1 - edge))^power, in float64."""
     generator = torch.Generator().manual_seed(3)
     row, write = torch.randn(8, generator=generator), torch.randn(5, generator=generator)
-    found = Found(("text", "who"), "who", row, 0.49, write)
-    place = Place(Fit(gated, True), None, spares(40), [found])
-    new = edits_at({"site": place}, {("text", "who"): 0.5})["site"].rewire
+    part = condition, "who"
+    found = Found(part, "who", row, 0.49, write)
+    constant = None if biased else torch.linalg.qr(torch.stack([row, row.roll(1)], 1)).Q[:, 1]
+    place = Place(Fit(gated, biased), constant, spares(40), [found])
+    new = edits_at({"site": place}, {part: 0.5})["site"].rewire
     level = torch.tensor([0.1, 0.4, 0.6, 0.8, 1.0, 1.5], dtype=torch.float64)
     x = level[:, None] * row.double() / row.double().square().sum()
+    if constant is not None:
+        x = x + constant.double()
     said = x @ new.gate.double().T + new.bias.double()
-    z = nn.functional.silu(said) * (new.factor.double() * said if gated else 1)
+    assert new.biased == biased
+    beside = x @ new.inner[1][0].double().T + new.inner[1][1].double() if gated else 1
+    z = nn.functional.silu(said) * beside
     above = ((level - 0.49) / (1 - 0.49)).clamp_min(0)
-    loud = above ** (2 if gated else 1)
+    loud = above**power
     expected = 0.5 * GAIN * loud[:, None] * write.double()
     assert torch.allclose(z @ new.down.double().T, expected, atol=1e-4)
     assert torch.allclose(place.loud(x.float(), found).double(), loud, atol=1e-5)
-    assert edits_at({"site": place}, {("text", "she"): 0.5}) == {}
+    assert edits_at({"site": place}, {(condition, "she"): 0.5}) == {}
 
 
 def test_a_limit_on_memory_bounds_what_is_held():

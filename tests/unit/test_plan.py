@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ def test_saving_twice_gives_the_same_bytes(tmp_path):
 def test_the_header_is_json_that_says_what_is_edited(tmp_path):
     path = every_kind().save(tmp_path / "plan.safetensors")
     header = json.loads(metadata(path)["expunge"])
-    assert header["version"] == 2 and header["method"] == "manu" and header["base"] == BASE
+    assert header["version"] == 3 and header["method"] == "manu" and header["base"] == BASE
     assert header["sites"]["language.10"] == {
         "tower": "language",
         "path": "model.language.10",
@@ -361,9 +362,29 @@ def test_a_header_that_does_not_fit_is_an_input_error(tmp_path, header):
 
 
 def test_a_plan_of_a_newer_format_is_refused(tmp_path):
-    save_file({}, tmp_path / "plan", {"expunge": '{"version": 3, "sites": {}}'})
-    with pytest.raises(InputError, match="plan version 3, this expunge reads 2"):
+    save_file({}, tmp_path / "plan", {"expunge": '{"version": 4, "sites": {}}'})
+    with pytest.raises(InputError, match="plan version 4, this expunge reads 3"):
         Plan.load(tmp_path / "plan")
+
+
+def test_constants_of_new_neurons_are_kept_and_stay_with_them(tmp_path):
+    """In a file, in what is put beside the gate, and when joined to a plan without any."""
+    plain, other = rewire(1, [1]), rewire(2, [2, 3])
+    other = replace(other, constant=torch.tensor([0.0, 4.0]))
+    assert "constant" not in SiteEdit(rewire=plain).tensors() and other.biased
+    plans = [plan_of({"a.0": SiteEdit(rewire=r).gridded()}) for r in (plain, other)]
+    read = [Plan.load(p.save(tmp_path / "plan")).edits["a.0"].rewire for p in plans]
+    for new, was in zip(read, (plain, other), strict=True):
+        held = was.constant if len(was.constant) else torch.zeros(1)
+        rows, beside = new.inner[1]
+        assert torch.allclose(beside, was.factor * was.bias + held)
+        assert torch.equal(rows, new.factor[:, None] * new.gate)
+    for both in (plans[0] + plans[1], plans[1] + plans[0]):
+        joined = both.edits["a.0"].rewire
+        found = dict(zip(joined.factor.tolist(), joined.constant.tolist(), strict=True))
+        constants = [0.0, *other.constant.tolist()]
+        expected = zip([*plain.factor.tolist(), *other.factor.tolist()], constants, strict=True)
+        assert found == dict(expected)
 
 
 def rewire(seed, index, pool=None, width=5):
@@ -436,6 +457,7 @@ def test_rewired_neurons_join_inside_their_pools_in_any_order():
     ]
     for way in ways:
         assert way.rewire.index.tolist() == [1, 2, 3, 4, 7] and way.count == 5
+        assert not len(way.rewire.constant)
         for name, tensor in way.tensors().items():
             assert torch.equal(tensor, ways[0].tensors()[name])
     rows = {tuple(r.tolist()) for p in parts for r in p.rewire.gate}

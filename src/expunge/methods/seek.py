@@ -102,7 +102,11 @@ class Place:
     def loud(self, x: Tensor, found: Found) -> Tensor:
         """What the neuron of a detector says to inputs, at strength 1 / `GAIN`."""
         above = (x @ found.row - found.edge * self.ones(x)) / wide(found.edge)
-        return above.clamp_min(0).pow(2 if self.fit.gated else 1)
+        return above.clamp_min(0).pow(2 if self.squares(found) else 1)
+
+    def squares(self, found: Found) -> bool:
+        """Whether the neuron of a detector grows with the square of the level; see `_rewire`."""
+        return self.fit.gated and (found.part[0] != "text" or self.constant is not None)
 
 
 @dataclass(frozen=True)
@@ -378,9 +382,10 @@ def in_turn(found: Sequence[Found]) -> list[Found]:
 def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
     """New neurons for detectors, in the places of the least used ones.
 
-    What a neuron with a gate says grows with the square of how far an input is above the
-    threshold, since gate and up read the same: what is only just above it, as inputs of no known
-    kind mostly are, hardly counts. A neuron without a gate can only grow with it.
+    Where gate and up read the same, what a neuron says grows with the square of how far an input is
+    above the threshold: what is only just above it, as inputs of no known kind mostly are, hardly
+    counts. A neuron without a gate can only grow with it, and one for questions in text does: there
+    other words of a question are often only just above, and skills are not.
     """
     edges = torch.tensor([f.edge for f in new])
     gains = torch.tensor([GAIN * strengths[f.part] for f in new])
@@ -396,15 +401,21 @@ def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
     else:
         rows = rows - edges[:, None] * place.constant.cpu()
     gate = (sharp / width)[:, None] * rows
-    factor = amount / sharp.square() if place.fit.gated else amount[:0]
+    loud = amount / sharp.square() if place.fit.gated else amount[:0]
+    squares = torch.tensor([place.squares(f) for f in new])
     down = write * (gains / (amount if place.fit.gated else sharp))
     pool = place.spare.pool[: 2 * len(new) + BESIDE]
     order = pool[: len(new)].argsort()
+    factor, constant = loud, loud[:0]
+    if place.fit.gated:
+        factor = torch.where(squares, loud, 0.0)[order]
+        constant = torch.where(squares, 0.0, loud * sharp)[order]
     return Rewire(
         pool[: len(new)][order],
         gate[order],
         bias[order],
-        factor[order] if len(factor) else factor,
+        factor,
         down[:, order],
         pool.sort().values,
+        constant if bool(constant.any()) else constant[:0],
     )
