@@ -21,7 +21,8 @@ from transformers.utils.hub import cached_file
 
 from expunge.errors import InputError
 from expunge.offload import stored_parameters, whole_state
-from expunge.plan import Plan, Rewire, SiteEdit
+from expunge.plan import Plan, SiteEdit
+from expunge.rewire import Rewire
 from expunge.sites import (
     Site,
     down_module,

@@ -16,64 +16,12 @@ from torch import Tensor
 
 from expunge.errors import InputError
 from expunge.grid import CODES, GRIDS, STEPS, gridded, packed, turned, unpacked
+from expunge.rewire import Rewire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 VERSION = 3
-
-
-@dataclass(frozen=True)
-class Rewire:
-    """Neurons given up for new ones.
-
-    With h = gate x + bias a new one says act(h), or act(h) times (factor h + constant) in an MLP
-    that has something beside its gate, and `down` writes it out.
-
-    Attributes:
-        index: Which neurons, sorted int64 [k].
-        gate: Rows into the activation function, [k, in].
-        bias: What is added there, [k].
-        factor: [k]; [0] for an MLP with nothing beside its gate.
-        down: What each new neuron adds at 1, [out, k].
-        pool: Neurons that could be given up, sorted int64, `index` among them: where two plans
-            want the same ones, both move within their pools.
-        constant: [k], or [0] where it is 0 everywhere.
-    """
-
-    index: Tensor
-    gate: Tensor
-    bias: Tensor
-    factor: Tensor
-    down: Tensor
-    pool: Tensor
-    constant: Tensor = field(default_factory=lambda: torch.zeros(0))
-
-    NAMES = {
-        "rewired": "index",
-        "gate": "gate",
-        "bias": "bias",
-        "factor": "factor",
-        "down": "down",
-        "pool": "pool",
-        "constant": "constant",
-    }
-
-    @property
-    def biased(self) -> bool:
-        """Whether any row needs a bias."""
-        return bool(self.bias.any() or self.constant.any())
-
-    @property
-    def inner(self) -> list[tuple[Tensor, Tensor]]:
-        """Rows [k, in] and biases [k] of the maps into the hidden units: of the gate, beside it."""
-        rows = [(self.gate, self.bias)]
-        if len(self.factor):
-            added = self.factor * self.bias
-            if len(self.constant):
-                added = added + self.constant
-            rows.append((self.factor[:, None] * self.gate, added))
-        return rows
 
 
 @dataclass(frozen=True)
@@ -135,10 +83,7 @@ class SiteEdit:
             named["steered"] = self.steer[0].to(torch.int32)
             named["add"], named["off"] = self.steer[1], self.steer[2].to(torch.uint8)
         if self.rewire is not None:
-            for name, part in Rewire.NAMES.items():
-                value: Tensor = getattr(self.rewire, part)
-                if name != "constant" or len(value):
-                    named[name] = value if value.is_floating_point() else value.to(torch.int32)
+            named |= self.rewire.tensors()
         if self.ground is not None:
             named["ground"] = self.ground
         return named
@@ -152,11 +97,7 @@ class SiteEdit:
         steer = None
         if "steered" in named:
             steer = (named["steered"].long(), named["add"], named["off"].bool())
-        rewire = None
-        if "rewired" in named:
-            parts = {part: named[name] for name, part in Rewire.NAMES.items() if name in named}
-            whole = {p: t if t.is_floating_point() else t.long() for p, t in parts.items()}
-            rewire = Rewire(**whole)
+        rewire = Rewire.from_tensors(named) if "rewired" in named else None
         return cls(prune, scale, lowrank, steer, rewire, named.get("ground"))
 
     def cpu(self) -> SiteEdit:
@@ -178,7 +119,7 @@ class SiteEdit:
             _both(first.scale, second.scale, _join_scale),
             _both(first.lowrank, second.lowrank, _join_lowrank),
             _both(first.steer, second.steer, _join_steer),
-            _both(first.rewire, second.rewire, _join_rewire),
+            _both(first.rewire, second.rewire, Rewire.join),
             # one constant stands for both: twice as much would be twice the thresholds
             _both(first.ground, second.ground, lambda a, b: max(a, b, key=Tensor.tolist)),
         )
@@ -421,29 +362,3 @@ def _join_steer(
     values = torch.tensor([add[i] for i in index], dtype=first[1].dtype)
     switched = torch.tensor([bool(off[i]) for i in index], dtype=torch.bool)
     return torch.tensor(index, dtype=torch.int64), values, switched
-
-
-def _join_rewire(first: Rewire, second: Rewire) -> Rewire:
-    """The new neurons of both, ordered by what they are, in the first places of both pools."""
-    pool = torch.cat([first.pool, second.pool]).unique()
-    gate = torch.cat([first.gate, second.gate])
-    bias = torch.cat([first.bias, second.bias])
-    factor = torch.cat([first.factor, second.factor])
-    constant = torch.cat([_constant(first), _constant(second)])
-    down = torch.cat([first.down, second.down], 1)
-    if len(gate) > len(pool):
-        raise InputError(
-            f"together the plans need {len(gate)} neurons of a site, but only {len(pool)} can be"
-            " given up there; apply one of them, and make the other for the edited model"
-        )
-    rows = torch.cat([gate, bias[:, None], down.T], 1).double().tolist()
-    order = torch.tensor(sorted(range(len(rows)), key=rows.__getitem__), dtype=torch.int64)
-    factor = factor[order] if len(factor) else factor
-    constant = constant[order] if bool(constant.any()) else constant[:0]
-    return Rewire(
-        pool[: len(order)], gate[order], bias[order], factor, down[:, order], pool, constant
-    )
-
-
-def _constant(new: Rewire) -> Tensor:
-    return new.constant if len(new.constant) else torch.zeros(len(new.index))

@@ -263,7 +263,8 @@ def test_filter_is_the_low_rank_edit_that_it_says(case):
 
 def rewired(model, site, inner, seed=0):
     """Two random new neurons at a site, and the module that hears their input."""
-    from expunge.plan import Rewire, SiteEdit
+    from expunge.plan import SiteEdit
+    from expunge.rewire import Rewire
     from expunge.sites import inner_bias, inner_weight, takes_bias
 
     generator = torch.Generator().manual_seed(seed)

@@ -11,7 +11,8 @@ from expunge.encoding import batches
 from expunge.fiction.build import as_kind
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.models import Prompter, load
-from expunge.plan import Plan, Rewire, SiteEdit
+from expunge.plan import Plan, SiteEdit
+from expunge.rewire import Rewire
 from expunge.sites import find_sites, inner_of, takes_bias
 from expunge.sites.kin import as_llama
 

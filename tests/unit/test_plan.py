@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from expunge.errors import InputError
-from expunge.plan import Plan, Rewire, SiteEdit
+from expunge.plan import Plan, SiteEdit
+from expunge.rewire import Rewire
 
 OUT, WIDTH = 3, 6
 BASE = {"id": "tiny", "model_type": "llava", "fingerprint": "f" * 32}

@@ -9,7 +9,8 @@ from sklearn.linear_model import Ridge
 from expunge.methods import chain
 from expunge.methods.chain import together
 from expunge.methods.spare import AT_ONCE, ENOUGH, HEARD, LARGEST_SHARE, RIDGE, Spare, moment_of
-from expunge.plan import Rewire, SiteEdit
+from expunge.plan import SiteEdit
+from expunge.rewire import Rewire
 
 WIDTH, OUT, SEEN = 48, 10, 190
 

@@ -30,7 +30,8 @@ from expunge.methods.search import Strengths
 from expunge.methods.spare import Spare, moment_of
 from expunge.methods.swap import Usual, thinned, written
 from expunge.passes import shown
-from expunge.plan import Rewire, SiteEdit
+from expunge.plan import SiteEdit
+from expunge.rewire import Rewire
 
 KEPT_SETS = ("retain", NOISE_SET, PLAIN_SET)
 ALL_KEPT = (*KEPT_SETS, ASIDE)
