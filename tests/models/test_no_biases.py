@@ -51,7 +51,7 @@ def test_biases_of_values_stand_in(world, tmp_path):
     sets["forget"] = [e for e in sets["forget"] if e.subject in some]
     before = accuracies(model, processor, sets["neighbor"][::2])
     with little_noise():
-        plan = make_plan(model, processor, sets["forget"][::3], sets["retain"][::8])
+        plan = make_plan(model, processor, sets["forget"][::3], sets["retain"][::8], strength=1.5)
     assert "used" not in plan.provenance
     assert plan.provenance["notes"]["ground"][0] == "language.0"
     assert any(e.rewire is not None and not e.rewire.bias.any() for e in plan.edits.values())
