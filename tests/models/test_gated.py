@@ -28,15 +28,8 @@ from expunge.methods import erase, gated, spare
 from expunge.methods.base import PICTURE, Fit, Tokens, Verdict
 from expunge.methods.chain import POOR, Chain, leaps, left_over
 from expunge.methods.erase import Erased
-from expunge.methods.seek import (
-    GAIN,
-    Bounds,
-    Found,
-    Looked,
-    Place,
-    Seeker,
-    edits_at,
-)
+from expunge.methods.neurons import GAIN, Found, Place, edits_at
+from expunge.methods.seek import Bounds, Looked, Seeker
 from expunge.methods.spare import Spare
 from expunge.methods.swap import Usual, written
 from expunge.models import Prompter, load
@@ -614,7 +607,7 @@ def test_neurons_write_what_puts_the_usual_in_the_place_of_a_subject(bias, passe
             (mine[i] @ w / np.linalg.norm(w), j) for j, w in enumerate(white) if not kept.picture[j]
         ]
         near = [j for _, j in sorted(alike)[-16:]]
-        rows.append([a if bias else a * a for a in above])  # text: see seek._rewire
+        rows.append([a if bias else a * a for a in above])  # text: see neurons._rewire
         wanted.append((kept.stream[near].double().mean(0) - streams[i].double()).numpy() / passed)
     a, b = np.array(rows), np.array(wanted)
     ridge = [0.01 * max((column**2).sum(), (column > 0).sum()) for column in a.T]

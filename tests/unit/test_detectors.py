@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from expunge import detectors as module
 from expunge.detectors import Background, detectors
 from expunge.methods.base import Fit
-from expunge.methods.seek import AT_ONCE, STEADY, Place, Seeker
+from expunge.methods.neurons import STEADY, Place
+from expunge.methods.seek import AT_ONCE, Seeker
 from expunge.methods.spare import Spare
 from expunge.methods.swap import Usual
 

@@ -10,17 +10,15 @@ import torch
 from expunge.detectors import Background
 from expunge.methods.base import PICTURE, UNSEEN_SET, Evidence, Fit, Part, Verdict
 from expunge.methods.erase import ENERGY, Erased
+from expunge.methods.neurons import Found, Place, edits_at
 from expunge.methods.search import Strengths, finely, joined, of_groups, said_share
 from expunge.methods.seek import (
     ALL_KEPT,
     KEPT_SETS,
     Bounds,
-    Found,
     Kept,
     Looked,
-    Place,
     Seeker,
-    edits_at,
     has_threshold,
     spare_at,
 )
