@@ -17,7 +17,8 @@ from expunge.data import load_image
 from expunge.edit import applied, apply, fingerprint, restore, save_checkpoint
 from expunge.errors import InputError
 from expunge.plan import Plan, SiteEdit
-from expunge.sites import down_weight, find_sites
+from expunge.rewire import Rewire
+from expunge.sites import down_weight, find_sites, inner_of, inner_weight
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -428,3 +429,18 @@ def test_restoring_from_another_base_is_refused(llava, processor, saved, tmp_pat
     with pytest.raises(InputError, match="was not made from .*: model.language_model.norm.weight"):
         restore(saved / "edited", tmp_path / "other", tmp_path / "restored")
     assert not (tmp_path / "restored").exists()
+
+
+@pytest.mark.parametrize("constants", [1, 3])
+def test_new_neurons_of_which_some_lack_a_constant_are_refused(llava64, constants):
+    """A constant for each or none; nothing is changed before that is known."""
+    before = {name: value.clone() for name, value in llava64.state_dict().items()}
+    site = next(s for s in find_sites(llava64) if s.key == "language.0")
+    inner = inner_of(llava64, site)
+    wide, out = inner_weight(llava64, inner.gate[0], site).shape[1], len(down_weight(llava64, site))
+    each = numbers(1, 2)
+    rows, down = numbers(2, 2, wide), numbers(3, out, 2)
+    new = Rewire(index(0, 5), rows, each, each, down, index(0, 5), numbers(4, constants))
+    with pytest.raises(InputError, match=r"new neurons at language\.0 are .* expected"):
+        apply(llava64, plan_for(llava64, {site.key: SiteEdit(rewire=new)}))
+    assert all(torch.equal(v, before[n]) for n, v in llava64.state_dict().items())
