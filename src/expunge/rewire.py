@@ -57,9 +57,7 @@ class Rewire:
         """Rows [k, in] and biases [k] of the maps into the hidden units: of the gate, beside it."""
         rows = [(self.gate, self.bias)]
         if len(self.factor):
-            added = self.factor * self.bias
-            if len(self.constant):
-                added = added + self.constant
+            added = self.factor * self.bias + self._constants()
             rows.append((self.factor[:, None] * self.gate, added))
         return rows
 
@@ -75,10 +73,8 @@ class Rewire:
     @classmethod
     def from_tensors(cls, named: Mapping[str, Tensor]) -> Rewire:
         """The inverse of `tensors`; a `KeyError` where one is missing."""
-        parts = {part: named[name] for name, part in cls.NAMES.items() if name in named}
-        missing = cls.NAMES.keys() - named.keys() - {"constant"}
-        if missing:
-            raise KeyError(sorted(missing)[0])
+        held = {n: p for n, p in cls.NAMES.items() if n != "constant" or n in named}
+        parts = {part: named[name] for name, part in held.items()}
         whole = {p: t if t.is_floating_point() else t.long() for p, t in parts.items()}
         return cls(**whole)
 
@@ -113,4 +109,4 @@ class Rewire:
 
     def _constants(self) -> Tensor:
         """`constant` with its zeros."""
-        return self.constant if len(self.constant) else torch.zeros(len(self.index))
+        return self.constant if len(self.constant) else torch.zeros_like(self.bias)

@@ -140,13 +140,13 @@ def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
     else:
         rows = rows - edges[:, None] * place.constant.cpu()
     gate = (sharp / width)[:, None] * rows
-    loud = amount / sharp.square() if place.fit.gated else amount[:0]
-    squares = torch.tensor([place.squares(f) for f in new])
     down = write * (gains / (amount if place.fit.gated else sharp))
     pool = place.spare.pool[: 2 * len(new) + BESIDE]
     order = pool[: len(new)].argsort()
-    factor, constant = loud, loud[:0]
+    factor = constant = amount[:0]
     if place.fit.gated:
+        loud = amount / sharp.square()
+        squares = torch.tensor([place.squares(f) for f in new])
         factor = torch.where(squares, loud, 0.0)[order]
         constant = torch.where(squares, 0.0, loud * sharp)[order]
     return Rewire(
