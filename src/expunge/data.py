@@ -18,7 +18,7 @@ from expunge.errors import InputError, unknown
 from expunge.formats.picture import opened
 from expunge.formats.row import Row
 from expunge.formats.signal import is_signal, read_signal, samples_of
-from expunge.formats.source import Source, sources
+from expunge.formats.source import Source, data_file, sources
 from expunge.formats.wording import named
 
 if TYPE_CHECKING:
@@ -167,14 +167,15 @@ def read_as(
     check_images: bool = True,
 ) -> tuple[formats.Format, list[Example]]:
     """The format that was recognised, and the examples: `read`, with its arguments and errors."""
-    name = os.fspath(path)
+    place = data_file(Path(path).expanduser())
+    name = str(place) if place.exists() else os.fspath(path)
     chosen = None if format == "auto" else formats.get(format)
     examples: list[Example] = []
     checked: set[str | bytes] = set()
     keep = None
     for row, folder in _rows(sources(name, split)):
         chosen = chosen or formats.detect(row.values.keys())
-        keep = keep or _selection(chosen, Path(name).expanduser(), split)
+        keep = keep or _selection(chosen, place, split)
         if not keep(row):
             continue
         for record in chosen.read(_renamed(row, chosen, subject_field)):

@@ -115,6 +115,25 @@ def test_subjects_that_a_release_lists_beside_the_file(tmp_path, monkeypatch):
         suite_of(forget=f"{profiles}::forget_6")
 
 
+def test_lists_of_ids_are_no_part_of_a_folder(tmp_path):
+    """With one data file beside them, the folder is that file; with more, each is a part."""
+    faces, profiles = tmp_path / "faces_only", tmp_path / "profiles"
+    for folder in (faces, profiles):
+        folder.mkdir()
+    placed(faces, "fiubench.json", "faces/f1.png", "faces/f2.png", "faces/f3.png")
+    placed(faces, "split.json")
+    suite = suite_of(forget=f"{faces}::forget5", retain=f"{faces}::retain15")
+    assert (subjects(suite, "forget"), subjects(suite, "retain")) == (["f-1"] * 2, ["f-2", "f-3"])
+    assert subjects(suite_of(forget=str(faces)), "forget") == ["f-1", "f-1", "f-2", "f-3"]
+    placed(profiles, "mllmu_ft.jsonl", "701.png", "702.png")
+    (profiles / "forget_5_ids.json").write_text('["702"]')
+    assert set(subjects(suite_of(forget=f"{profiles}::forget_5"), "forget")) == {"702"}
+    lines(profiles / "more.jsonl", {**ROW, "subject": "more"})
+    assert subjects(suite_of(forget=f"{profiles}::more"), "forget") == ["more"]
+    with pytest.raises(InputError, match="choose one by split: mllmu_ft, more. "):
+        suite_of(forget=str(profiles))
+
+
 def test_what_exists_under_the_whole_name_is_meant(tmp_path):
     odd = lines(tmp_path / "rows::x.jsonl", {**ROW, "subject": "odd"})
     assert subjects(suite_of(forget=odd), "forget") == ["odd"]

@@ -12,6 +12,8 @@ from typing import Any
 from expunge.errors import InputError, unknown
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+ID_LISTS = ("split.json", "*_ids.json")
+"""Files by which a release says, beside its data, which subjects are in which split."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SHARD = re.compile(r"(?P<set>.*?)-?\d{5}-of-\d{5}|part-?\d+.*|\d+")
 _SAVED = ("dataset_dict.json", "state.json")
@@ -56,6 +58,23 @@ def sources(path: str, split: str | None) -> list[Source]:
     if HUB_ID.fullmatch(path) and place.suffix not in SUFFIXES:
         return [_saved(path, None, _pick(path, *_hub(path, split)))]
     raise InputError(f"{path}: no such file or folder, and not an owner/name id of a data set hub.")
+
+
+def data_file(path: Path) -> Path:
+    """Of a folder that holds one data file and id lists (`ID_LISTS`) that file, else `path`."""
+    if not path.is_dir() or not any(next(path.glob(name), None) for name in ID_LISTS):
+        return path
+    held = _held(path)
+    return held[0] if len(held) == 1 else path
+
+
+def _held(folder: Path) -> list[Path]:
+    """The data files of a folder, sorted; lists of ids hold no data."""
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix in SUFFIXES and p.is_file() and not any(p.match(name) for name in ID_LISTS)
+    )
 
 
 def _file(path: Path) -> Source:
@@ -140,7 +159,7 @@ def _folder(folder: Path, split: str | None) -> list[Source]:
     if split is not None and (folder / split).is_dir():
         return _folder(folder / split, None)
     groups: dict[str, list[Path]] = {}
-    for path in sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file()):
+    for path in _held(folder):
         shard = _SHARD.fullmatch(path.stem) if path.suffix == ".parquet" else None
         groups.setdefault((shard["set"] or "") if shard else path.stem, []).append(path)
     if not groups:
