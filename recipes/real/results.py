@@ -42,6 +42,7 @@ from attacks import section
 FOUND = HERE / "results.json"
 PAGE = ROOT / "docs" / "results-real.md"
 OLDER = "**On the plan of a version before.**"
+TWIN = "**On another plan of this version, made in all bits.**"
 SETS = ("forget", "test", "retain", "neighbor", "skills")
 METHODS = (
     "auto",
@@ -123,6 +124,14 @@ def attacked(out: Path, kinds: list[str], known: dict) -> None:
             known["plan"] = plan
             write_json(FOUND, known)
             print(f"attack {kind}", flush=True)
+
+
+def mark(found: dict, known: dict) -> str:
+    """What is to be said of the plan that was attacked; nothing of the one in the table."""
+    plan = found.get("plan")
+    if plan == known.get("plan"):
+        return ""
+    return TWIN if plan in known.get("twins", ()) else OLDER
 
 
 def digest(path: Path) -> str:
@@ -224,9 +233,8 @@ def main() -> None:
     if "groups" in known:
         pages.write_part(PAGE, "groups", group_table(known))
     for kind, found in known.get("attacks", {}).items():
-        older = found.get("plan") != known.get("plan")
-        note = f"{OLDER} {found.get('note') or ''}" if older else found.get("note")
-        pages.write_part(PAGE, kind, section(found | {"note": note}))
+        note = f"{mark(found, known)} {found.get('note') or ''}".strip()
+        pages.write_part(PAGE, kind, section(found | {"note": note or None}))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -30,6 +31,20 @@ def recipe():
         sys.path.remove(str(RECIPE))
         for name in ("base", "general", "people", "prose", "teach"):
             sys.modules.pop(name, None)
+
+
+def test_an_attack_on_another_plan_is_marked(recipe, monkeypatch):
+    """Of the plan in the table nothing is said, of a twin that it is one, of others their age."""
+    before = set(sys.modules)
+    monkeypatch.setattr(sys, "path", [str(RECIPE), *sys.path])
+    results = importlib.import_module("results")
+    known = {"plan": "a", "twins": ["b"]}
+    marks = [results.mark({"plan": plan}, known) for plan in ("a", "b", "c", None)]
+    assert marks == ["", results.TWIN, results.OLDER, results.OLDER]
+    assert results.mark({"plan": "b"}, {"plan": "a"}) == results.OLDER
+    for name in ("results", "pages", "attacks"):
+        assert name not in before
+        sys.modules.pop(name, None)
 
 
 def test_a_question_in_a_packed_row_is_answered_as_if_alone(recipe, llava):
