@@ -42,9 +42,8 @@ def test_an_attack_on_another_plan_is_marked(recipe, monkeypatch):
     marks = [results.mark({"plan": plan}, known) for plan in ("a", "b", "c", None)]
     assert marks == ["", results.TWIN, results.OLDER, results.OLDER]
     assert results.mark({"plan": "b"}, {"plan": "a"}) == results.OLDER
-    for name in ("results", "pages", "attacks"):
-        assert name not in before
-        sys.modules.pop(name, None)
+    for name in {"results", "pages", "attacks"} - before:
+        sys.modules.pop(name)
 
 
 def test_a_question_in_a_packed_row_is_answered_as_if_alone(recipe, llava):
