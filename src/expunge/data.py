@@ -167,7 +167,7 @@ def read_as(
     check_images: bool = True,
 ) -> tuple[formats.Format, list[Example]]:
     """The format that was recognised, and the examples: `read`, with its arguments and errors."""
-    place = data_file(Path(path).expanduser())
+    place = data_file(Path(path).expanduser(), split)
     name = str(place) if place.exists() else os.fspath(path)
     chosen = None if format == "auto" else formats.get(format)
     examples: list[Example] = []

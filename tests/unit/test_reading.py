@@ -128,6 +128,11 @@ def test_lists_of_ids_are_no_part_of_a_folder(tmp_path):
     placed(profiles, "mllmu_ft.jsonl", "701.png", "702.png")
     (profiles / "forget_5_ids.json").write_text('["702"]')
     assert set(subjects(suite_of(forget=f"{profiles}::forget_5"), "forget")) == {"702"}
+    named = subjects(suite_of(forget=f"{profiles}::mllmu_ft"), "forget")
+    assert named == subjects(suite_of(forget=str(profiles)), "forget")
+    (profiles / "forget_5").mkdir()
+    lines(profiles / "forget_5" / "rows.jsonl", {**ROW, "subject": "inside"})
+    assert subjects(suite_of(forget=f"{profiles}::forget_5"), "forget") == ["inside"]
     lines(profiles / "more.jsonl", {**ROW, "subject": "more"})
     assert subjects(suite_of(forget=f"{profiles}::more"), "forget") == ["more"]
     with pytest.raises(InputError, match="choose one by split: mllmu_ft, more. "):

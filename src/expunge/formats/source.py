@@ -60,12 +60,16 @@ def sources(path: str, split: str | None) -> list[Source]:
     raise InputError(f"{path}: no such file or folder, and not an owner/name id of a data set hub.")
 
 
-def data_file(path: Path) -> Path:
-    """Of a folder that holds one data file and id lists (`ID_LISTS`) that file, else `path`."""
+def data_file(path: Path, split: str | None) -> Path:
+    """Of a folder that holds one data file and id lists (`ID_LISTS`) that file, else `path`.
+
+    What a folder holds under the name of the split is that part of it all the same.
+    """
     if not path.is_dir() or not any(next(path.glob(name), None) for name in ID_LISTS):
         return path
     held = _held(path)
-    return held[0] if len(held) == 1 else path
+    part = split is not None and ((path / split).is_dir() or split in [p.stem for p in held])
+    return held[0] if len(held) == 1 and not part else path
 
 
 def _held(folder: Path) -> list[Path]:
