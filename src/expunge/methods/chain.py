@@ -230,9 +230,10 @@ class Chain:
     def _viewed(self, seeker: Seeker, looked: Looked, key: str) -> list[Found]:
         """The detectors of a place and new ones for a condition, each part's at its better view.
 
-        Which view that is, is asked with one's own detectors alone (see `_better`).
+        Which view that is, is asked once a site, at the first detectors there, and with one's own
+        alone (see `_better`).
         """
-        asks = seeker.place is self.places[key]
+        asks = looked.number == ADDED[0] and seeker.place is self.places[key]
         first, *more = VIEWS[looked.condition]
         found = {}
         for view in (first, *more):
