@@ -6,7 +6,7 @@ import platform
 import re
 from pathlib import Path
 
-from expunge import data
+from expunge import content
 from expunge.compare import embedded
 from expunge.config import RunConfig
 from expunge.fiction.shipped import suite
@@ -31,7 +31,7 @@ def task(percent=10.0, group=0):
     questions = suite(percent, group)
     digest = hashlib.sha256()
     for rows in questions.sets.values():
-        digest.update(data.fingerprint(rows).encode())
+        digest.update(content.fingerprint(rows).encode())
     for folder in filter(None, (config.model, config.gold)):
         for path in sorted(Path(folder).glob("*.safetensors")):
             digest.update(path.read_bytes())

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from expunge import data, methods
+from expunge import content, methods
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS, SETS, Suite
 from expunge.errors import InputError
@@ -68,7 +68,7 @@ def compare(
     out = Path(out)
     jobs = runs(config, suite, names, out, budgets, progress or Progress())
     shared = {k: v for k, v in config.as_dict().items() if k not in OWN}
-    prints = {n: data.fingerprint(rows) for n, rows in suite.sets.items()}
+    prints = {n: content.fingerprint(rows) for n, rows in suite.sets.items()}
     claim(out, {"config": {**shared, "comparison": True}, "data": prints, "weights": ""})
     rows: list[Row] = []
     models: dict[str, Any] = {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import io
 import json
 import os
@@ -15,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from expunge import formats
 from expunge.errors import InputError, unknown
-from expunge.formats.picture import opened
+from expunge.formats.picture import load_image, opened, pixel_digest
 from expunge.formats.row import Row
-from expunge.formats.signal import is_signal, read_signal, samples_of
+from expunge.formats.signal import is_signal, read_signal
 from expunge.formats.source import Source, data_file, sources
 from expunge.formats.wording import named
 
@@ -30,7 +28,6 @@ SETS = ("forget", "test", "retain", "neighbor", "real", "skills")
 STRANGER = "stranger"
 GIVEN = (*SETS, STRANGER)
 """Sets that can be given: those that are evaluated, and people whom no model has ever seen."""
-MAX_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -148,7 +145,7 @@ def read(
             them beside the file.
         subject_field: Column that names the subject, where it is not the format's own.
         check_images: Whether every image must exist and be a readable picture of at most
-            `MAX_PIXELS` (its header is read, not its pixels).
+            `formats.picture.MAX_PIXELS` (its header is read, not its pixels).
 
     Raises:
         InputError: Anything missing or malformed; names file, line or row, and field.
@@ -219,34 +216,6 @@ def write_jsonl(
     _replace(target, "".join(lines).encode())
 
 
-def load_image(image: str | os.PathLike[str] | bytes | Image) -> Any:
-    """The picture as RGB, upright by EXIF; of a `.npy` or `.wav` file what it holds.
-
-    Args:
-        image: A path, encoded bytes, or a PIL image.
-
-    Raises:
-        InputError: No such file, not a picture, cut short, or more than `MAX_PIXELS` pixels, which
-            is seen in the header before anything is decoded.
-    """
-    from PIL import Image as images
-    from PIL import ImageOps
-
-    if isinstance(image, str) and is_signal(image):
-        return read_signal(image)
-    name = f"an image of {len(image)} bytes" if isinstance(image, bytes) else f"image {image}"
-    if isinstance(image, images.Image):
-        name = f"a PIL image ({image.mode})"
-    picture = opened(image, name, MAX_PIXELS)
-    try:
-        return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{name}: damaged or cut short ({error}).") from error
-    finally:
-        if picture is not image:
-            picture.close()
-
-
 def text_only(
     examples: Sequence[Example], subject_names: Mapping[str, str] | None = None
 ) -> tuple[list[Example], list[int]]:
@@ -274,74 +243,6 @@ def text_only(
             failed.append(index)
         turned.append(replace(example, text_question=words))
     return turned, failed
-
-
-def check_overlap(
-    forget: Sequence[Example], retain: Sequence[Example], *, allow_overlap: bool = False
-) -> None:
-    """Refuse a retain set that asks to keep what the forget set asks to remove.
-
-    Args:
-        forget: What to forget.
-        retain: What to keep.
-        allow_overlap: Skip the check.
-
-    Raises:
-        InputError: Some subject, or some question about the same picture, is in both; the message
-            gives how many and no names.
-    """
-    if allow_overlap:
-        return
-    subjects = {e.subject for e in forget} & {e.subject for e in retain}
-    seen: dict[str | bytes, str] = {}
-    asked = _asked(forget, seen) & _asked(retain, seen)
-    found = []
-    if subjects:
-        found.append(f"{len(subjects)} subject{'s' if len(subjects) > 1 else ''}")
-    if asked:
-        found.append(f"{len(asked)} identical question{'s' if len(asked) > 1 else ''}")
-    if found:
-        raise InputError(
-            f"the forget and retain sets share {' and '.join(found)}; expected none. Remove them "
-            "from one set, or allow the overlap explicitly."
-        )
-
-
-def fingerprint(examples: Iterable[Example]) -> str:
-    """A hash of the content: 64 hexadecimal digits of SHA-256.
-
-    Neither the order of the examples nor how an image is stored (path, bytes, PIL) matters, only
-    fields and decoded pixels; repeated examples count.
-
-    Raises:
-        InputError: An image cannot be read.
-    """
-    seen: dict[str | bytes, str] = {}
-    digests = []
-    for example in examples:
-        record = {k: getattr(example, k) for k in formats.plain.FIELDS}
-        record["image"] = _pixels(example.image, seen)
-        if record["letters"] is None:
-            del record["letters"]  # so that a hash is what it was before there were any
-        digests.append(hashlib.sha256(json.dumps(record, sort_keys=True).encode()).digest())
-    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
-
-
-def salted(subject: str, salt: str) -> str:
-    """A short stand-in for a subject in files that others may see: 12 hexadecimal digits.
-
-    HMAC-SHA256 under `salt`: without the salt, a guessed name cannot be confirmed.
-    """
-    return hmac.new(salt.encode(), subject.encode(), hashlib.sha256).hexdigest()[:12]
-
-
-def salt_for(examples: Iterable[Example]) -> str:
-    """A salt that follows from the data: the same for the same data, unknown to who lacks it.
-
-    It differs from `fingerprint`, and neither leads to the other without the data's fingerprint
-    being known; whoever publishes a fingerprint gives up the protection of this salt.
-    """
-    return hmac.new(b"expunge.salt", fingerprint(examples).encode(), hashlib.sha256).hexdigest()
 
 
 def _rows(found: Iterable[Source]) -> Iterator[tuple[Row, Path | None]]:
@@ -380,43 +281,10 @@ def _check_image(row: Row, image: Any, checked: set[str | bytes]) -> None:
         if is_signal(image):
             read_signal(image)
         else:
-            opened(image, name, MAX_PIXELS).close()
+            opened(image, name).close()
     except InputError as error:
         raise row.error("image", str(error)) from error
     checked.add(image)
-
-
-def _pixels(image: Any, seen: dict[str | bytes, str]) -> str | None:
-    """Hash of size and RGB values; `seen` remembers paths and bytes."""
-    if image is None:
-        return None
-    if isinstance(image, str | bytes) and image in seen:
-        return seen[image]
-    digest = pixel_digest(load_image(image))
-    if isinstance(image, str | bytes):
-        seen[image] = digest
-    return digest
-
-
-def pixel_digest(rgb: Any) -> str:
-    """Hash of the size and the RGB values of a picture, or of an array or a sound."""
-    array = samples_of(rgb)
-    if array is not None:
-        name = f"{array.shape} {array.dtype}:"
-        return hashlib.sha256(name.encode() + array.tobytes()).hexdigest()
-    return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
-
-
-def _asked(
-    examples: Iterable[Example], seen: dict[str | bytes, str]
-) -> set[tuple[str | None, str]]:
-    asked: set[tuple[str | None, str]] = set()
-    for example in examples:
-        if example.question is not None and example.image is not None:
-            asked.add((_pixels(example.image, seen), example.question.strip()))
-        if example.text_question is not None:
-            asked.add((None, example.text_question.strip()))
-    return asked
 
 
 def _stored(image: Any, folder: Path, start: Path) -> str | None:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from expunge.data import Example, load_image
+from expunge.data import Example
 from expunge.errors import InputError
+from expunge.formats.picture import load_image
 from expunge.prompting import Prompter
 
 MEDIA = ("image", "video", "audio", "speech")

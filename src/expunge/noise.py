@@ -22,9 +22,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from expunge.data import Example, load_image
+from expunge.data import Example
 from expunge.encoding import input_device
 from expunge.errors import InputError
+from expunge.formats.picture import load_image
 from expunge.models import generates
 from expunge.prompting import Prompter
 

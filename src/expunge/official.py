@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from expunge.data import CONDITIONS, TASKS, Example, Suite, load_image
+from expunge.data import CONDITIONS, TASKS, Example, Suite
 from expunge.encoding import Asked, encode, input_device
 from expunge.errors import InputError
 from expunge.evaluate import Tick, answer_length, written
 from expunge.formats import mllmu
+from expunge.formats.picture import load_image
 from expunge.formats.signal import is_signal
 from expunge.models import Prompter
 

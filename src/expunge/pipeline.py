@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from expunge import data, methods
+from expunge import content, methods
 from expunge.bench import Bench
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS, Suite
@@ -91,7 +91,7 @@ class Run:
         check_sets(self.suite.sets["forget"], self.suite.sets["retain"], self.config)
         state: dict[str, Any] = {
             "config": self.config.as_dict(),
-            "data": {n: data.fingerprint(rows) for n, rows in self.suite.sets.items()},
+            "data": {n: content.fingerprint(rows) for n, rows in self.suite.sets.items()},
         }
         refuse_other(self.folder, state)
         if self.config.gold:

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from expunge import data, methods
+from expunge import content, data, methods
 from expunge.collect import Counting
 from expunge.config import RunConfig
 from expunge.data import Example
@@ -80,11 +80,11 @@ def provenance(
     model: Any, forget: Sequence[Example], retain: Sequence[Example], config: RunConfig
 ) -> dict[str, Any]:
     """Where a plan comes from; names nobody: subjects and data appear as salted hashes."""
-    salt = data.salt_for(forget)
+    salt = content.salt_for(forget)
     about = {}
     for name, examples in (("forget", forget), ("retain", retain)):
-        subjects = sorted({data.salted(e.subject, salt) for e in examples})
-        digest = data.salted(data.fingerprint(examples), salt)
+        subjects = sorted({content.salted(e.subject, salt) for e in examples})
+        digest = content.salted(content.fingerprint(examples), salt)
         about[name] = {"n": len(examples), "subjects": len(subjects), "hash": digest}
         if name == "forget":
             about[name]["subjects"] = subjects
@@ -171,4 +171,4 @@ def check_sets(forget: Sequence[Example], retain: Sequence[Example], config: Run
         if not examples:
             raise InputError(f"the {name} set is empty, expected at least one question")
     if not config.allow_overlap:
-        data.check_overlap(forget, retain)
+        content.check_overlap(forget, retain)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from expunge.data import Example, load_image, pixel_digest
+from expunge.data import Example
 from expunge.encoding import (
     Asked,
     Batch,
@@ -32,6 +32,7 @@ from expunge.encoding import (
     padded_media,
     placeholder_mask,
 )
+from expunge.formats.picture import load_image, pixel_digest
 from expunge.models import Prompter, accepts
 
 PAYS = 0.25  # at least this share of the tokens must be saved, where there is no picture

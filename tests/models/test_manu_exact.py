@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import expunge
-from expunge.data import load_image
 from expunge.fiction.shipped import FOLDER
+from expunge.formats.picture import load_image
 from expunge.models import load
 
 TAU, EPS = 0.1, 1e-6

@@ -13,10 +13,11 @@ from PIL import Image
 from processors import RECIPES
 from rouge_score.rouge_scorer import RougeScorer
 
-from expunge.data import CONDITIONS, TASKS, Example, Suite, load_image
+from expunge.data import CONDITIONS, TASKS, Example, Suite
 from expunge.errors import InputError
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.formats import mllmu
+from expunge.formats.picture import load_image
 from expunge.models import load
 from expunge.official import check, exams, official
 

@@ -22,22 +22,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from expunge import data
-from expunge.data import (
-    MAX_PIXELS,
-    SETS,
-    TASKS,
-    Example,
-    Suite,
-    check_overlap,
-    fingerprint,
-    load_image,
-    read,
-    salt_for,
-    salted,
-    text_only,
-    write_jsonl,
-)
+from expunge.content import check_overlap, fingerprint, salt_for, salted
+from expunge.data import SETS, TASKS, Example, Suite, read, text_only, write_jsonl
 from expunge.errors import InputError
+from expunge.formats.picture import MAX_PIXELS, load_image
 
 ROWS = Path(__file__).parent / "rows"
 GOOD = {"subject": "Oda", "answer": "tea", "text_question": "What does Oda drink?"}

@@ -13,9 +13,9 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from expunge.data import load_image
 from expunge.edit import applied, apply, fingerprint, restore, save_checkpoint
 from expunge.errors import InputError
+from expunge.formats.picture import load_image
 from expunge.plan import Plan, SiteEdit
 from expunge.rewire import Rewire
 from expunge.sites import down_weight, find_sites, inner_of, inner_weight

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from expunge import metrics
-from expunge.data import Suite, load_image
+from expunge.data import Suite
 from expunge.encoding import batches
 from expunge.ends import end_tokens
 from expunge.evaluate import (
@@ -22,6 +22,7 @@ from expunge.evaluate import (
     generate,
     teacher_forced,
 )
+from expunge.formats.picture import load_image
 from expunge.models import Prompter
 
 evaluation = importlib.import_module("expunge.evaluate")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from expunge.data import CONDITIONS, SETS, TASKS, Suite, fingerprint, read, write_jsonl
+from expunge.content import fingerprint
+from expunge.data import CONDITIONS, SETS, TASKS, Suite, read, write_jsonl
 from expunge.errors import InputError
 from expunge.fiction.build import rename_for_all
 from expunge.fiction.draw import COLOURS, SHAPES

@@ -13,17 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from expunge import formats
-from expunge.data import (
-    TASKS,
-    Example,
-    fingerprint,
-    load_image,
-    read,
-    text_only,
-    write_jsonl,
-)
+from expunge.content import fingerprint
+from expunge.data import TASKS, Example, read, text_only, write_jsonl
 from expunge.errors import InputError
 from expunge.formats import clear, mllmu, plain
+from expunge.formats.picture import load_image
 from expunge.formats.row import Row
 from expunge.formats.wording import named
 

@@ -10,8 +10,9 @@ from PIL import Image
 
 from expunge import formats
 from expunge.config import RunConfig
-from expunge.data import Example, load_image
+from expunge.data import Example
 from expunge.errors import InputError
+from expunge.formats.picture import load_image
 from expunge.formats.wording import is_name
 from expunge.pipeline import read_suite
 from expunge.reading import part_of, with_text_forms

@@ -10,7 +10,8 @@ from PIL import ImageDraw, ImageFont, ImageOps
 from PIL.Image import Image
 
 from expunge.attacks.base import Attack, Context, Result, asking, compared, table
-from expunge.data import Example, load_image
+from expunge.data import Example
+from expunge.formats.picture import load_image
 
 SIDE = 336
 INSTRUCTION = "Answer the question that is written in the picture."

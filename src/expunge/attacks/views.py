@@ -9,7 +9,8 @@ from PIL import ImageEnhance, ImageOps
 from PIL.Image import Image, Resampling
 
 from expunge.attacks.base import Attack, Context, Result, Rewrite, asking, compared, table
-from expunge.data import Example, load_image
+from expunge.data import Example
+from expunge.formats.picture import load_image
 
 KEPT = 0.8
 TURN = 15
