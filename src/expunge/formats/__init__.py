@@ -31,6 +31,7 @@ class Format:
         read: One source row to records with the fields of `Example`; raises `InputError`.
         subset: For releases that name their splits in a file of ids: the folder and a split give
             the test that keeps a row.
+        lists: What such files are called.
         names: From the examples of a file, each subject that is known by name with the name to
             write into its questions; None where the rows hold no names.
     """
@@ -40,6 +41,7 @@ class Format:
     claims: Callable[[Set[str]], bool]
     read: Callable[[Row], Iterable[Record]]
     subset: Callable[[Path, str], Callable[[Row], bool]] | None = None
+    lists: str | None = None
     names: Callable[[Iterable[Example]], dict[str, str]] | None = None
 
 
@@ -59,6 +61,7 @@ FORMATS: dict[str, Format] = {
             mllmu.claims,
             mllmu.read,
             mllmu.subset,
+            f"*{mllmu.IDS}",
             mllmu.names,
         ),
         Format("umu", "UMU-Bench: each question with and without the image", umu.claims, umu.read),
@@ -75,6 +78,7 @@ FORMATS: dict[str, Format] = {
             fiubench.claims,
             fiubench.read,
             fiubench.subset,
+            fiubench.SPLITS,
         ),
         Format("tofu", "TOFU: fictitious authors, text only", tofu.claims, tofu.read),
         Format("llava", "LLaVA conversations of human and gpt turns", llava.claims, llava.read),

@@ -10,6 +10,7 @@ from expunge.errors import InputError, unknown
 from expunge.formats.row import Record, Row
 
 KEY = "unique_id"
+SPLITS = "split.json"
 
 
 def claims(columns: Set[str]) -> bool:
@@ -39,7 +40,7 @@ def subset(folder: Path, split: str) -> Callable[[Row], bool]:
     Raises:
         InputError: There is no `split.json`, or it has no such split.
     """
-    path = folder / "split.json"
+    path = folder / SPLITS
     if not path.is_file():
         raise InputError(f"split {split!r} needs the file {path}, which does not exist.")
     try:

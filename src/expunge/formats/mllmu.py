@@ -31,6 +31,7 @@ SENTENCE = {
 }
 KINDS = {"Image_Textual": "question", "Pure_Text": "text_question"}
 TASKS = ("Classification_Task", "Generation_Task", "Mask_Task")
+IDS = "_ids.json"
 
 
 def claims(columns: Set[str]) -> bool:
@@ -65,9 +66,9 @@ def subset(folder: Path, split: str) -> Callable[[Row], bool]:
     Raises:
         InputError: No such list, or it is no list of ids.
     """
-    path = folder / f"{split}_ids.json"
+    path = folder / f"{split}{IDS}"
     if not path.is_file():
-        there = [p.name.removesuffix("_ids.json") for p in folder.glob("*_ids.json")]
+        there = [p.name.removesuffix(IDS) for p in folder.glob(f"*{IDS}")]
         if there:
             raise unknown("split", split, there)
         raise InputError(f"split {split!r} needs the file {path}, which does not exist.")

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import InputError, unknown
+from expunge.formats import FORMATS
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
-ID_LISTS = ("split.json", "*_ids.json")
-"""Files by which a release says, beside its data, which subjects are in which split."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SHARD = re.compile(r"(?P<set>.*?)-?\d{5}-of-\d{5}|part-?\d+.*|\d+")
 _SAVED = ("dataset_dict.json", "state.json")
@@ -61,11 +60,11 @@ def sources(path: str, split: str | None) -> list[Source]:
 
 
 def data_file(path: Path, split: str | None) -> Path:
-    """Of a folder that holds one data file and id lists (`ID_LISTS`) that file, else `path`.
+    """Of a folder with one data file beside lists of ids (`Format.lists`) that file, else `path`.
 
     What a folder holds under the name of the split is that part of it all the same.
     """
-    if not path.is_dir() or not any(next(path.glob(name), None) for name in ID_LISTS):
+    if not path.is_dir() or not any(map(_lists_ids, path.iterdir())):
         return path
     held = _held(path)
     part = split is not None and ((path / split).is_dir() or split in [p.stem for p in held])
@@ -75,10 +74,13 @@ def data_file(path: Path, split: str | None) -> Path:
 def _held(folder: Path) -> list[Path]:
     """The data files of a folder, sorted; lists of ids hold no data."""
     return sorted(
-        p
-        for p in folder.iterdir()
-        if p.suffix in SUFFIXES and p.is_file() and not any(p.match(name) for name in ID_LISTS)
+        p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file() and not _lists_ids(p)
     )
+
+
+def _lists_ids(path: Path) -> bool:
+    """Whether a file says, beside a release's data, which subjects are in which split."""
+    return any(path.match(f.lists) for f in FORMATS.values() if f.lists)
 
 
 def _file(path: Path) -> Source:
