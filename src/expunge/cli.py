@@ -131,7 +131,7 @@ def _finish(config: RunConfig, suite: Any, out: Path, as_json: bool) -> None:
 
     job = Run(out, settled(config), suite)
     results = job.all()
-    emit(results, as_json, lambda: results_table(results, out, suite.notes()))
+    emit(results, as_json, lambda: results_table(results, out))
 
 
 @app.command()
@@ -300,7 +300,7 @@ def evaluate(
     results = evaluate_models(given, suite, chosen)
     if out is not None:
         write_json(out, results)
-    emit(results, json_, lambda: results_table(results, None, suite.notes()))
+    emit(results, json_, lambda: results_table(results, None))
 
 
 @app.command()
@@ -380,7 +380,7 @@ def compare(
     else:
         settings, suite = embedded(settings)
     value = side_by_side(settings, suite, methods.split(","), out, budgets=shares)
-    emit(value, json_, lambda: compare_table(value["rows"], out, suite.notes()))
+    emit(value, json_, lambda: compare_table(value, out))
 
 
 @data_app.command("export-fiction")

@@ -59,8 +59,8 @@ def compare(
         progress: Where to show progress.
 
     Returns:
-        {"rows": [...], "versions", "seed"}; see `row` for the entries. Vanilla comes first, then
-        gold where there is one.
+        {"rows": [...], "versions", "seed", "notes"}; see `row` for the entries. Vanilla comes
+        first, then gold where there is one.
 
     Raises:
         InputError: No method, an unknown one, or a folder that holds something else.
@@ -82,7 +82,8 @@ def compare(
         rows.append(row(name, results["models"]["unlearned"], results["models"], job, results))
     origin = [row(n, models[n], models) for n in ("vanilla", "gold") if n in models]
     mark_front(rows)
-    value = {"rows": [*origin, *rows], "versions": versions(), "seed": config.seed}
+    about = {"versions": versions(), "seed": config.seed, "notes": suite.notes()}
+    value = {"rows": [*origin, *rows], **about}
     write_all(out, value)
     return value
 

@@ -185,6 +185,7 @@ class Run:
             "seconds": self._seconds(),
             "versions": versions(),
             "seed": self.config.seed,
+            "notes": self.suite.notes(),
         }
         write_json(path, results)
         if self.config.show_content:
@@ -346,4 +347,5 @@ def evaluate_models(
         results["method"] = plan.method if plan else None
         results["plan"] = extent(plan) if plan else None
     seconds = {"evaluate": time.perf_counter() - begun}
-    return {**results, "seconds": seconds, "versions": versions(), "seed": config.seed}
+    origin = {"versions": versions(), "seed": config.seed, "notes": suite.notes()}
+    return {**results, "seconds": seconds, **origin}

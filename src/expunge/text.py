@@ -29,9 +29,7 @@ def _cell(figures: Mapping[str, Any] | None) -> str:
     return f"{figures['all']['accuracy']:.3f} [{low:.2f}, {high:.2f}]"
 
 
-def results_table(
-    results: Mapping[str, Any], folder: Path | None, notes: Sequence[str] = ()
-) -> str:
+def results_table(results: Mapping[str, Any], folder: Path | None) -> str:
     """Notes, accuracy of every model on every set under both conditions, and the summary."""
     models = results["models"]
     rows = []
@@ -40,7 +38,7 @@ def results_table(
             cells = [m.get(name, {}).get(condition) for m in models.values()]
             if any(cells):
                 rows.append([name, CONDITION_NAMES[condition], *map(_cell, cells)])
-    text = _noted(notes) + _table(["set", "asked with", *models], rows)
+    text = _noted(results["notes"]) + _table(["set", "asked with", *models], rows)
     if results.get("official"):
         text += "\n\n" + _official_table(results["official"])
     summary = results.get("summary")
@@ -119,8 +117,9 @@ def attack_tables(attacks: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def compare_table(rows: Sequence[Mapping[str, Any]], out: Path, notes: Sequence[str] = ()) -> str:
+def compare_table(value: Mapping[str, Any], out: Path) -> str:
     """Notes, accuracy of every compared run by set and condition, and what each run costs."""
+    rows = value["rows"]
     keys = [
         (name, condition)
         for name in SETS
@@ -136,7 +135,7 @@ def compare_table(rows: Sequence[Mapping[str, Any]], out: Path, notes: Sequence[
         last = [row["summary"]["modality_gap"], min(depths, default=None), row["distance"]]
         figures = [*cells, *last, row["seconds"], size]
         lines.append([row["name"], *map(_figure, figures), "yes" if row["front"] else ""])
-    table = _noted(notes) + _table(header, lines)
+    table = _noted(value["notes"]) + _table(header, lines)
     return f"{table}\nfiles: {out / 'compare.csv'}, compare.json, compare.svg"
 
 

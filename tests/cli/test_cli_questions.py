@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 
@@ -54,6 +55,7 @@ def test_training_rows_are_asked_in_text_too_and_the_command_says_so(task, halve
         "(not so: 4 asking for the name or not pointing at the subject)."
         for name in ("forget", "retain")
     ]
+    assert notes == [f"note: {line}" for line in said.json["notes"]]
     assert "\nforget  text only" in shown.out
 
 
@@ -67,6 +69,9 @@ def test_a_run_on_two_splits_of_one_file(task, halves, tmp_path):
         f"{s}.{c}.safetensors" for s in ("forget", "retain") for c in ("multi", "text")
     }
     assert f"forget: {halves[1]}\n" in (out / "config.yaml").read_text()
+    assert any("2 of 6 image questions are also asked in text" in n for n in said.json["notes"])
+    page = html.unescape((out / "report.html").read_text("utf-8"))
+    assert all(f"<li>{note}</li>" in page for note in said.json["notes"])
 
 
 def test_splits_of_a_saved_data_set(task, tmp_path):

@@ -87,7 +87,7 @@ def test_evaluate_by_plan_and_by_checkpoint(edited, finished, task, tmp_path):
 def test_evaluate_vanilla_alone(task):
     said = expunge("evaluate", "--model", task.vanilla, *task.options("skills"), "--json")
     assert said.code == 0, said.err
-    assert set(said.json) == {"models", "seconds", "versions", "seed"}
+    assert set(said.json) == {"models", "seconds", "versions", "seed", "notes"}
     shown = expunge("evaluate", "--model", task.vanilla, *task.options("skills"))
     notes = [line for line in shown.out.splitlines() if line.startswith("note: skills: ")]
     assert len(notes) == 2, "some skills are asked with a picture, the others without"

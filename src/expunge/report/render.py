@@ -14,7 +14,7 @@ from expunge.data import CONDITIONS, SETS
 from expunge.errors import InputError
 from expunge.report import accuracy, change, likelihood, story
 from expunge.report.experts import expert_table
-from expunge.report.figures import CONDITION_NAMES, as_map
+from expunge.report.figures import CONDITION_NAMES, as_list, as_map
 from expunge.report.folder import Run, read_run
 from expunge.report.results import MODELS
 from expunge.report.search import search_view
@@ -78,6 +78,7 @@ def _context(run: Run, *, show_content: bool) -> dict[str, Any]:
         "method": str(results.data.get("method") or header.get("method") or "unknown method"),
         "facts": story.facts(run, header),
         "request": story.request_table(run, header),
+        "notes": [str(n) for n in as_list(results.data.get("notes"), "results.json notes")],
         "hashes": story.subject_hashes(header),
         "accuracy": accuracy.accuracy_table(results),
         "likelihood": likelihood.likelihood_table(results),
