@@ -53,7 +53,7 @@ def test_json_is_the_results_and_nothing_else(finished):
 def test_results_have_the_promised_keys(finished, task):
     results = finished[1].json
     assert set(results) == {
-        "models", "summary", "method", "plan", "seconds", "versions", "seed",
+        "models", "summary", "method", "plan", "seconds", "versions", "seed", "notes",
     }  # fmt: skip
     assert list(results["models"]) == ["vanilla", "unlearned", "gold"]
     assert (results["method"], results["seed"]) == ("manu", 5)

@@ -29,7 +29,7 @@ from expunge.methods.base import PICTURE, Fit, Tokens, Verdict
 from expunge.methods.chain import POOR, Chain, leaps, left_over
 from expunge.methods.erase import Erased
 from expunge.methods.neurons import GAIN, Found, Place, edits_at
-from expunge.methods.seek import Bounds, Looked, Seeker
+from expunge.methods.seek import Bounds, Kept, Looked, Seeker
 from expunge.methods.spare import Spare
 from expunge.methods.swap import Usual, written
 from expunge.models import Prompter, load
@@ -699,9 +699,39 @@ def test_how_what_a_new_neuron_says_grows(gated, condition, biased, power):
 
 
 def test_a_limit_on_memory_bounds_what_is_held():
-    whole, tight = Bounds.within(None, 128), Bounds.within("96MiB", 1024)
-    assert whole == Bounds()
+    tight = Bounds.within("96MiB", 1024, free=2**40)
     held = tight.positions * (tight.sites + 3) * 10 * 4 * 1024
     assert held <= 96 * 2**20 and tight.sites >= 1
     with pytest.raises(InputError, match=r"memory is 1MiB, but .* need .*MiB at least"):
-        Bounds.within("1MiB", 1024)
+        Bounds.within("1MiB", 1024, free=2**40)
+
+
+@pytest.mark.parametrize(("free", "sites"), [(2**40, 5458), (2**33, 39), (2**20, 1)])
+def test_without_a_limit_half_of_what_is_free_is_held(free, sites):
+    """Five kinds of positions and the streams of one, two conditions, 16,384 of 128 floats each."""
+    assert Bounds.within(None, 128, free) == Bounds(16384, sites)
+
+
+@pytest.mark.parametrize(
+    ("room", "reads"),
+    [
+        (99, ["abcd", "efgh", "ijkl"]),
+        (6, ["abcd", "ef", "ghij", "kl", "cdef", "ghij", "kl"]),
+        (2, ["ab", "cd", "ef", "gh", "ij", "kl", "ab", "cd", "ef", "gh", "ij", "kl"]),
+    ],
+)
+def test_what_is_kept_is_read_anew_only_where_there_is_no_room(room, reads):
+    """Two turns over twelve sites; what a turn begins with is still held in the next."""
+    found = []
+
+    def tokens(name, condition, keys, edits, *, streams, limit):
+        if (name, condition) == ("retain", "text"):
+            found.append("".join(keys))
+        assert len(kept.held) <= room and limit == 7
+        return {key: (name, condition, key) for key in keys}
+
+    kept = Kept(SimpleNamespace(tokens=tokens), "abcdefghijkl", Bounds(7, room))
+    for key in 2 * "abcdefghijkl":
+        samples = kept.at(key)
+        assert samples["retain"]["multi"] == ("retain", "multi", key) and len(samples) == 5
+    assert found == reads

@@ -127,6 +127,16 @@ def test_at_most_so_many_positions_are_kept(bench):
     assert all(bool((whole.x == row).all(1).any()) for row in some.x)
 
 
+def test_which_sites_are_read_together_does_not_matter(bench):
+    keys = [s.key for s in bench.sites]
+    assert len(keys) > 1
+    together = bench.tokens("forget", "text", keys, limit=20, streams=True)
+    for key in keys:
+        alone = bench.tokens("forget", "text", [key], limit=20, streams=True)[key]
+        for name in ("x", "picture", "used", "stream"):
+            assert torch.equal(getattr(alone, name), getattr(together[key], name))
+
+
 @pytest.mark.parametrize("apart", [True, False])
 def test_what_is_behind_the_last_site_asked_for_is_not_run(bench, monkeypatch, apart):
     """Unless weights are moved about as the pass goes."""

@@ -50,6 +50,7 @@ from expunge.methods.search import (
     unknown,
 )
 from expunge.methods.seek import Bounds
+from expunge.passes import free_memory
 from expunge.plan import SiteEdit
 
 FULL = 1.0
@@ -75,7 +76,9 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     erased = erase(evidence).over(grounds(evidence))
     bare = judge(erased.edits, [])
     start = replace(start, said=bare.said)  # what taking out costs has its own limit: see `erase`
-    chain = Chain(evidence, start, bare, Bounds.within(config.memory, hidden), erased)
+    free = free_memory(evidence.weight(evidence.sites[0].key).device)
+    bounds = Bounds.within(config.memory, hidden, free)
+    chain = Chain(evidence, start, bare, bounds, erased)
     given = config.strength
     strengths: Strengths = dict.fromkeys(of_groups(start), FULL if given is None else given)
     chain.run(strengths)
@@ -165,7 +168,7 @@ def noted(chain: Chain) -> dict[str, Any]:
         "views": viewed(chain),
         "asked": asked(chain.evidence),
         "ground": [k for k, edit in chain.erased.edits.items() if edit.ground is not None],
-        "held": {"positions": chain.bounds.positions, "sites": chain.bounds.sites},
+        "held": {"positions": chain.bounds.positions},
     }
 
 

@@ -37,7 +37,7 @@ COVER = 0.05
 AT_ONCE = 16
 FEWEST = 3
 SAMPLE = 16384
-HELD_SITES = 4
+AT_A_TIME = 4
 COPIES = 3
 LEAST_SAMPLE = 512
 SLACK = 0.03
@@ -49,18 +49,28 @@ class Bounds:
 
     Attributes:
         positions: Positions of each set and condition at most.
-        sites: Sites at a time.
+        sites: Sites at most.
     """
 
     positions: int = SAMPLE
-    sites: int = HELD_SITES
+    sites: int = AT_A_TIME
 
     @classmethod
-    def within(cls, memory: str | None, width: int) -> Bounds:
-        """Bounds for inputs of a width, of which `COPIES` more are held while one is worked on."""
-        if memory is None:
-            return cls()
+    def within(cls, memory: str | None, width: int, free: int) -> Bounds:
+        """Bounds for inputs of a width, of which `COPIES` more are held while one is worked on.
+
+        Args:
+            memory: The limit that was given; without one half of what is free is theirs, and what
+                is read does not depend on it, only how often.
+            width: Of the inputs.
+            free: Bytes that are free.
+
+        Raises:
+            InputError: The limit holds too little of one site.
+        """
         position = 4 * width * (len(ALL_KEPT) + 2) * len(CONDITIONS)  # retain has streams too
+        if memory is None:
+            return cls(SAMPLE, max(1, free // 2 // (SAMPLE * position) - COPIES))
         most = bytes_of(memory) // position
         positions = min(SAMPLE, most // (1 + COPIES))
         if positions < LEAST_SAMPLE:
@@ -69,12 +79,16 @@ class Bounds:
                 f"memory is {memory}, but the inputs of one site need {least} at least; give that"
                 " much, or take a method without them such as manu"
             )
-        return cls(positions, max(1, min(HELD_SITES, most // positions - COPIES)))
+        return cls(positions, max(1, most // positions - COPIES))
 
 
 @dataclass
 class Kept:
-    """What enters the sites on all that is kept: samples of a few sites at a time.
+    """What enters the sites on all that is kept: samples of as many sites as can be held.
+
+    To read one site costs as much as to read all before it. So a few are read at a time, in the
+    order in which they are asked for, and each time as many as were read before. Every turn asks
+    for the first ones first: where there is no room for more, those read last make it.
 
     Attributes:
         access: The model.
@@ -93,12 +107,16 @@ class Kept:
     def at(self, key: str) -> dict[str, dict[str, Tokens]]:
         """By set and condition, the samples of one site; those of retain with their streams."""
         if key not in self.held:
-            begin = self.keys.index(key)
-            self._read(self.keys[begin : begin + self.bounds.sites])
+            new = [k for k in self.keys[self.keys.index(key) :] if k not in self.held]
+            room, known = self.bounds.sites, len(self.held)
+            new = new[: min(room - known, max(AT_A_TIME, known)) or min(room, AT_A_TIME)]
+            while len(self.held) + len(new) > room:
+                self.held.popitem()
+            self._read(new)
         return self.held[key]
 
     def _read(self, keys: Sequence[str]) -> None:
-        self.held = {key: {} for key in keys}
+        self.held |= {key: {} for key in keys}
         for name in (*ALL_KEPT, UNSEEN_SET):
             for condition in CONDITIONS:
                 read = self.access.tokens(
