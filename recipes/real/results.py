@@ -42,7 +42,6 @@ from attacks import section
 FOUND = HERE / "results.json"
 PAGE = ROOT / "docs" / "results-real.md"
 OLDER = "**On the plan of a version before.**"
-TWIN = "**On another plan of this version, made in all bits.**"
 SETS = ("forget", "test", "retain", "neighbor", "skills")
 METHODS = (
     "auto",
@@ -128,10 +127,7 @@ def attacked(out: Path, kinds: list[str], known: dict) -> None:
 
 def mark(found: dict, known: dict) -> str:
     """What is to be said of the plan that was attacked; nothing of the one in the table."""
-    plan = found.get("plan")
-    if plan == known.get("plan"):
-        return ""
-    return TWIN if plan in known.get("twins", ()) else OLDER
+    return "" if found.get("plan") == known.get("plan") else OLDER
 
 
 def digest(path: Path) -> str:

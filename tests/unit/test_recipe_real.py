@@ -34,14 +34,12 @@ def recipe():
 
 
 def test_an_attack_on_another_plan_is_marked(recipe, monkeypatch):
-    """Of the plan in the table nothing is said, of a twin that it is one, of others their age."""
+    """Of the plan in the table nothing is said, of others their age."""
     before = set(sys.modules)
     monkeypatch.setattr(sys, "path", [str(RECIPE), *sys.path])
     results = importlib.import_module("results")
-    known = {"plan": "a", "twins": ["b"]}
-    marks = [results.mark({"plan": plan}, known) for plan in ("a", "b", "c", None)]
-    assert marks == ["", results.TWIN, results.OLDER, results.OLDER]
-    assert results.mark({"plan": "b"}, {"plan": "a"}) == results.OLDER
+    marks = [results.mark({"plan": plan}, {"plan": "a"}) for plan in ("a", "b", None)]
+    assert marks == ["", results.OLDER, results.OLDER]
     for name in {"results", "pages", "attacks"} - before:
         sys.modules.pop(name)
 
