@@ -115,12 +115,11 @@ def other_groups(out: Path, vanilla: dict, loaded, groups: list[int], known: dic
 def attacked(out: Path, kinds: list[str], known: dict) -> None:
     """Every attack on the default method's run that was not made on this very plan."""
     folder = out / "compare" / known["rows"]["auto"]["run"]
-    plan = digest(folder / "plan.safetensors")
+    plan = known["plan"] = digest(folder / "plan.safetensors")
     held = known.setdefault("attacks", {})
     for kind in kinds:
         if held.get(kind, {}).get("plan") != plan:
             held[kind] = attack_run(folder, [kind])[kind] | {"plan": plan}
-            known["plan"] = plan
             write_json(FOUND, known)
             print(f"attack {kind}", flush=True)
 
