@@ -117,6 +117,7 @@ def attacked(out: Path, kinds: list[str], known: dict) -> None:
     folder = out / "compare" / known["rows"]["auto"]["run"]
     plan = known["plan"] = digest(folder / "plan.safetensors")
     held = known.setdefault("attacks", {})
+    write_json(FOUND, known)  # those held may be of another plan now, though none is asked for
     for kind in kinds:
         if held.get(kind, {}).get("plan") != plan:
             held[kind] = attack_run(folder, [kind])[kind] | {"plan": plan}
