@@ -18,7 +18,7 @@ from expunge.data import CONDITIONS, SETS, Suite
 from expunge.errors import InputError
 from expunge.folder import STATE, claim, replace_with, write_json
 from expunge.pipeline import Run
-from expunge.planning import settled, versions
+from expunge.planning import origin, settled
 from expunge.progress import Progress
 from expunge.report import write_report
 from expunge.report.charts import Point
@@ -80,10 +80,9 @@ def compare(
         loaded = job.loaded
         models = {**results["models"], **models}
         rows.append(row(name, results["models"]["unlearned"], results["models"], job, results))
-    origin = [row(n, models[n], models) for n in ("vanilla", "gold") if n in models]
+    unedited = [row(n, models[n], models) for n in ("vanilla", "gold") if n in models]
     mark_front(rows)
-    about = {"versions": versions(), "seed": config.seed, "notes": suite.notes()}
-    value = {"rows": [*origin, *rows], **about}
+    value = {"rows": [*unedited, *rows], **origin(config, suite)}
     write_all(out, value)
     return value
 

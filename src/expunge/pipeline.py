@@ -38,7 +38,7 @@ from expunge.models import Prompter, check_checkpoint, load
 from expunge.official import check, exams, official
 from expunge.parallel import agreed, joined, leads
 from expunge.plan import Plan
-from expunge.planning import check_sets, chosen_sites, decide, versions
+from expunge.planning import check_sets, chosen_sites, decide, origin
 from expunge.progress import Progress
 from expunge.reading import read_suite as read_suite
 from expunge.routing import routed
@@ -183,9 +183,7 @@ class Run:
             "method": self.config.method,
             "plan": extent(plan),
             "seconds": self._seconds(),
-            "versions": versions(),
-            "seed": self.config.seed,
-            "notes": self.suite.notes(),
+            **origin(self.config, self.suite),
         }
         write_json(path, results)
         if self.config.show_content:
@@ -347,5 +345,4 @@ def evaluate_models(
         results["method"] = plan.method if plan else None
         results["plan"] = extent(plan) if plan else None
     seconds = {"evaluate": time.perf_counter() - begun}
-    origin = {"versions": versions(), "seed": config.seed, "notes": suite.notes()}
-    return {**results, "seconds": seconds, **origin}
+    return {**results, "seconds": seconds, **origin(config, suite)}

@@ -35,6 +35,11 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in LIBRARIES}
 
 
+def origin(config: RunConfig, suite: data.Suite) -> dict[str, Any]:
+    """What every file of results says of where it comes from."""
+    return {"versions": versions(), "seed": config.seed, "notes": suite.notes()}
+
+
 def settled(config: RunConfig) -> RunConfig:
     """Fill in the method's defaults and check the figures."""
     method = methods.get(config.method)
@@ -118,18 +123,18 @@ def decide(
     about = {s.key: {"tower": s.tower, "path": s.path, "width": s.width} for s in evidence.sites}
     edits = {key: edit.cpu() for key, edit in outcome.edits.items()}
     sites = {key: about[key] for key in edits}
-    origin = provenance(model, forget, retain, config)
+    made = provenance(model, forget, retain, config)
     if isinstance(evidence.moments, Passes):
-        origin["passes"] = [{"sites": len(group)} for group in evidence.moments.groups]
+        made["passes"] = [{"sites": len(group)} for group in evidence.moments.groups]
         if config.sketch:
-            origin["sketch"] = {"size": config.sketch, "error": evidence.moments.error}
+            made["sketch"] = {"size": config.sketch, "error": evidence.moments.error}
     if (outcome.used or asked) != config.method:
-        origin["used"] = outcome.used or asked
+        made["used"] = outcome.used or asked
     if outcome.notes:
-        origin["notes"] = dict(outcome.notes)
+        made["notes"] = dict(outcome.notes)
     if outcome.system_prompt:
-        origin["system_prompt"] = outcome.system_prompt
-    return Plan(edits, sites, origin, outcome.scores)
+        made["system_prompt"] = outcome.system_prompt
+    return Plan(edits, sites, made, outcome.scores)
 
 
 def make_plan(
