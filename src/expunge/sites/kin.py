@@ -57,9 +57,13 @@ def _windowed(config: Any) -> bool:
 
 
 def _holds(model: Any, owner: nn.Module, llama: LlamaConfig) -> bool:
-    """Whether the model, made with that configuration, has a Llama and room for every weight."""
-    config = copy.deepcopy(model.config)
-    config.text_config = llama
+    """Whether the model, made with that configuration, has a Llama and room for every weight.
+
+    The configuration is asked as a file is read: some classes take any language model that they are
+    given, but read always the same one.
+    """
+    written = {**model.config.to_dict(), "text_config": llama.to_dict()}
+    config = type(model.config).from_dict(copy.deepcopy(written))
     path = next(name for name, module in model.named_modules() if module is owner)
     other = made_of(model, config)
     more = added(model, other)
