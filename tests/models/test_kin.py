@@ -131,3 +131,17 @@ def test_a_language_model_by_itself_stays_what_it_is():
     )  # fmt: skip
     model = Qwen2ForCausalLM(config)
     assert as_llama(model, model.model) is None and taking(model) == [False, False]
+
+
+def test_a_configuration_that_reads_one_kind_alone_names_no_llama(world, monkeypatch):
+    """One may take any language model and still read its own kind from a file."""
+    model = world[0]
+    config, own = type(model.config), model.config.text_config.to_dict()
+    read = config.from_dict
+
+    def reads_its_own(values, **options):
+        return read({**values, "text_config": dict(own)}, **options)
+
+    monkeypatch.setattr(config, "from_dict", reads_its_own)
+    assert as_llama(model, model.model.language_model) is None
+    assert taking(model) == [False, False]
