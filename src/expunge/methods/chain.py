@@ -33,7 +33,7 @@ FIRST = 4
 PATIENCE = 2
 POOR = 0.5
 HELPS = 0.03
-ENERGY = 0.95
+ENERGY = 0.99
 
 
 @dataclass
