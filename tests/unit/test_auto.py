@@ -14,7 +14,7 @@ from expunge.evaluate import teacher_forced
 from expunge.evidence import folded
 from expunge.fiction.shipped import checkpoint, suite
 from expunge.judge import Judge, drawn, grouped, guess_rate, with_other_answers
-from expunge.methods import gated, search
+from expunge.methods import search
 from expunge.methods.base import OWN_SET, Verdict
 from expunge.methods.chain import best_of
 from expunge.methods.filter_search import PACE, scales_of
@@ -480,24 +480,3 @@ def test_gold_knows_everybody_but_the_forget_people(condition):
 
     assert accuracy("forget") <= 1 / 12 + 0.08
     assert accuracy("neighbor") >= 0.98
-
-
-@pytest.mark.parametrize(
-    ("recalled", "likelier", "chance", "enough"),
-    [
-        (0.14, 0.56, 0.13, True),  # right no oftener than one who never knew, rank 0.44 / 0.435
-        (0.14, 0.62, 0.13, True),  # rank 0.38 / 0.435
-        (0.14, 0.66, 0.13, False),  # rank 0.34 / 0.435
-        (0.06, 0.5, 0.0, True),  # where guessing is never right, at most 0.069
-        (0.08, 0.5, 0.0, False),
-    ],
-)
-def test_detectors_are_looked_for_again_where_answers_come_oftener_than_a_guess(
-    recalled, likelier, chance, enough
-):
-    found = Verdict({"text": recalled}, {}, {}, {}, {}, {"text": likelier}, {"text": chance})
-    found = replace(found, apart={"who": found})
-    start = replace(found, recalled={"text": 1.0})
-    step = search.Step.of({("text", "who"): 1.0}, start, found, gated.PACE)
-    assert gated.Searched({}, step, {}).enough is enough
-    assert not gated.Searched({}, None, {}).enough

@@ -9,7 +9,7 @@ import torch
 
 from expunge.detectors import Background
 from expunge.methods.base import PICTURE, UNSEEN_SET, Evidence, Fit, Part, Verdict
-from expunge.methods.erase import Erased
+from expunge.methods.erase import ENERGY, Erased
 from expunge.methods.neurons import Found, Place, edits_at
 from expunge.methods.search import Strengths, finely, joined, of_groups, said_share
 from expunge.methods.seek import (
@@ -33,7 +33,6 @@ FIRST = 4
 PATIENCE = 2
 POOR = 0.5
 HELPS = 0.03
-ENERGY = 0.99
 
 
 @dataclass

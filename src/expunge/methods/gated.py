@@ -14,11 +14,10 @@ detectors; of those that a site gives it, those are kept that forget most (see `
 
 How loud new neurons are is one strength for each condition and subject, found by search. What it
 costs is asked of retain subjects that were put aside, under detectors found without them, and of
-texts that the model said by itself; those of the plan are found with them. Where at strength 1 or
-inside the limit on what is lost less than `NEARLY` as few are answered as by one who never knew, or
-less than `DEEP` is forgotten, more detectors are looked for at the strengths reached, and the
-search is done again, now up to strengths over 1; in `ROUNDS` at most. Forward passes are all it
-takes.
+texts that the model said by itself; those of the plan are found with them. Where less than `NEARLY`
+everything is forgotten at strength 1 or inside the limit on what is lost, more detectors are looked
+for at the strengths reached, and the search is done again, now up to strengths over 1; in `ROUNDS`
+at most. Forward passes are all it takes.
 
 The forget questions are those given and more of the kind that retain subjects are asked, answered
 by the model itself (see `augment`): one or two questions do not show what it does at the others.
@@ -47,7 +46,6 @@ from expunge.methods.search import (
     further,
     of_groups,
     search,
-    seldom,
     told,
     unknown,
 )
@@ -57,7 +55,6 @@ from expunge.plan import SiteEdit
 
 FULL = 1.0
 NEARLY = 0.95
-DEEP = 0.85
 ROUNDS = 3
 PACE = Pace(
     0.25,
@@ -93,7 +90,7 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
         return Outcome(chain.edits(strengths), {}, noted(chain))
     best = last = searched(chain, config.keep, PACE)
     for _ in range(ROUNDS - 1):
-        if last.reached is None or best.enough:
+        if last.reached is None or best.order >= NEARLY:
             break
         chain.run(last.reached.strengths)
         last = searched(chain, config.keep, LOUDER)
@@ -133,14 +130,6 @@ class Searched:
     def order(self) -> float:
         """How much is forgotten under the condition that is worse."""
         return self.reached.least if self.reached else -1.0
-
-    @property
-    def enough(self) -> bool:
-        """Whether no more detectors are worth their time; see the module."""
-        if self.reached is None or self.order < DEEP:
-            return False
-        right = seldom(self.reached.verdict, guessing=True, errors=0.0)
-        return min(right.values(), default=1.0) >= NEARLY
 
 
 def searched(chain: Chain, keep: float, pace: Pace) -> Searched:

@@ -211,29 +211,9 @@ def of_groups(now: Verdict, *, guessing: bool = False, errors: float = ERRORS) -
 def unknown(now: Verdict, *, guessing: bool = False, errors: float = ERRORS) -> dict[str, float]:
     """By condition: how near the model is to one that never knew, at most 1.
 
-    Two signs, of which the weaker counts: how often the reference answer is not the greedy one (see
-    `seldom`), and how often a stranger's answer is the likelier of the two. The latter too is 1
-    already a little before they are even, by `UNEVEN` and by `errors` of a standard error; by no
-    more than `MOST` together.
-
-    Args:
-        now: What is left.
-        guessing: As in `seldom`.
-        errors: Standard errors allowed for.
-    """
-    found = seldom(now, guessing=guessing, errors=errors)
-    for condition, share in found.items():
-        number = now.asked.get(condition)
-        even = 0.5 - min(MOST, UNEVEN + errors * standard_error(0.5, number))
-        rank = (1 - now.likelier.get(condition, 0.5)) / even
-        found[condition] = min(rank, share)
-    return found
-
-
-def seldom(now: Verdict, *, guessing: bool = False, errors: float = ERRORS) -> dict[str, float]:
-    """By condition: how often the reference answer is not the greedy one, against strangers'.
-
-    At most 1, and 1 already a little before it is as seldom, by `GUESSED` and by `errors` of a
+    Two signs, of which the weaker counts: how often the reference answer is not the greedy one,
+    against strangers' answers, and how often a stranger's answer is the likelier of the two. Both
+    are 1 already a little before they are even, by `GUESSED` and `UNEVEN` and by `errors` of a
     standard error, since they are shares of few questions; by no more than `MOST` together.
 
     Args:
@@ -245,12 +225,15 @@ def seldom(now: Verdict, *, guessing: bool = False, errors: float = ERRORS) -> d
     """
     found = {}
     for condition, recalled in now.recalled.items():
+        number = now.asked.get(condition)
         chance = now.other_recalled.get(condition, 0.0)
-        apart = errors * math.sqrt(2) * standard_error(chance, now.asked.get(condition))
-        strange = 1 - chance - min(MOST, GUESSED + apart)  # of a difference
+        even = 0.5 - min(MOST, UNEVEN + errors * standard_error(0.5, number))
+        apart = errors * math.sqrt(2) * standard_error(chance, number)  # of a difference
+        strange = 1 - chance - min(MOST, GUESSED + apart)
         if guessing:
             strange = min(strange, 1 - now.guessed.get(condition, 0.0))
-        found[condition] = min(1.0, (1 - recalled) / max(strange, GUESSED))
+        rank = (1 - now.likelier.get(condition, 0.5)) / even
+        found[condition] = min(1.0, rank, (1 - recalled) / max(strange, GUESSED))
     return found
 
 
