@@ -73,13 +73,13 @@ def few(questions, place):
 
 
 @contextlib.contextmanager
-def little_noise():
+def little_noise(number=24):
     """Within the block the default method makes a tenth of its noise, which is quicker."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("noise_like", "altered_like", "related_like"):
-            patch.setattr(evidence, name, partial(getattr(evidence, name), number=24))
+            patch.setattr(evidence, name, partial(getattr(evidence, name), number=number))
         patch.setattr(evidence, "told_by", partial(evidence.told_by, number=64))
-        patch.setattr(evidence, "OWN", 8)
+        patch.setattr(evidence, "OWN", number // 3)
         yield
 
 
@@ -116,8 +116,8 @@ def test_half_the_bits_do_for_the_default_method_alone(world, questions, name, m
             assert torch.equal(m, w)
 
 
-def planned(world, questions, place):
-    with little_noise():
+def planned(world, questions, place, noise=24):
+    with little_noise(noise):
         return make_plan(*world, *few(questions, place), strength=1.0)
 
 
@@ -257,7 +257,7 @@ def test_others_make_up_for_the_neurons_given_up(world, questions, monkeypatch):
     model = world[0]
     monkeypatch.setattr(erase, "LEVELS", ())  # else the factors hold what is taken out too
     monkeypatch.setattr(spare, "HEARD", 1e-3)  # else those few are let go: nobody hears them
-    rewired = planned(world, questions, 0).edits
+    rewired = planned(world, questions, 0, noise=64).edits
     assert rewired
     for key, edit in rewired.items():
         site = next(s for s in find_sites(model) if s.key == key)
