@@ -74,7 +74,7 @@ def few(questions, place):
 
 @contextlib.contextmanager
 def little_noise(number=24):
-    """Within the block the default method makes a tenth of its noise, which is quicker."""
+    """Within the block the default method makes little noise of each kind, which is quicker."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("noise_like", "altered_like", "related_like"):
             patch.setattr(evidence, name, partial(getattr(evidence, name), number=number))

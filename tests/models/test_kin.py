@@ -145,3 +145,11 @@ def test_a_configuration_that_reads_one_kind_alone_names_no_llama(world, monkeyp
     monkeypatch.setattr(config, "from_dict", reads_its_own)
     assert as_llama(model, model.model.language_model) is None
     assert taking(model) == [False, False]
+
+
+def test_a_configuration_that_cannot_read_a_llama_names_none(world, monkeypatch):
+    def refuses(values, **options):
+        raise ValueError(values["text_config"]["model_type"])
+
+    monkeypatch.setattr(type(world[0].config), "from_dict", refuses)
+    assert as_llama(world[0], world[0].model.language_model) is None
