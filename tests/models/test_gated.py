@@ -510,6 +510,10 @@ def test_each_part_is_looked_at_in_the_view_that_forgets_more_of_it():
     assert chain.views == {parts["x"]: PICTURE, parts["y"]: "multi"}
     both = ["x", "y"]
     assert asked == [("multi", both), (PICTURE, both), *(3 * [("multi", ["y"]), (PICTURE, ["x"])])]
+    again = replace(later, parts={who: parts[who] for who in "xyz"})  # z has come back since then
+    found = chain._viewed(SimpleNamespace(place=place, seek=seek), again, "site")
+    assert [f.edge for f in found if f.part[1] == "z"] == [0.4, 0.3]
+    assert asked[-2:] == [("multi", ["y", "z"]), (PICTURE, ["x"])]
 
 
 def test_a_group_that_is_kept_too_does_not_hide_another():

@@ -231,18 +231,22 @@ class Chain:
         """The detectors of a place and new ones for a condition, each part's at its better view.
 
         Which view that is, is asked once a site, at the first detectors there, and with one's own
-        alone (see `_better`).
+        alone (see `_better`). It was not asked about who is known again only since then.
         """
         asks = looked.number == ADDED[0] and seeker.place is self.places[key]
         first, *more = VIEWS[looked.condition]
         found = {}
         for view in (first, *more):
-            own = {s: part for s, part in looked.parts.items() if asks or self.views[part] == view}
+            own = {
+                s: part
+                for s, part in looked.parts.items()
+                if asks or self.views.get(part, first) == view
+            }
             found[view] = seeker.seek(replace(looked, parts=own), view)
         parts = set(looked.parts.values())
         if asks:
             self.views |= self._better(key, found, looked) if more else dict.fromkeys(parts, first)
-        chosen = {part: self.views[part] for part in parts}
+        chosen = {part: self.views.get(part, first) for part in parts}
         return [
             f for view, each in found.items() for f in each if chosen.get(f.part, first) == view
         ]
