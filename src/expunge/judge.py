@@ -72,7 +72,7 @@ class Judge:
         others = [e for fold in folds for e in fold]
         strange = [with_other_answers(e, others, rng) for e in asked]
         guesses = [guess_rate(e, others) for e in asked]
-        self.forget = Questions(asked, strange, guesses)
+        whole = list(zip(asked, strange, guesses, strict=True))
         each = math.ceil(HELD_OUT / max(len(folds), 1))
         held = {str(i): drawn(fold, each, rng) for i, fold in enumerate(folds)}
         self.owners = {
@@ -85,9 +85,11 @@ class Judge:
         for c in CONDITIONS:
             self.sets[SAID_SET, c] = plain(said, c)
             self.sets[SAID_SET, c].expect(model)
-        everybody = frozenset(self.groups.values())
-        self.whole = {c: self._encoded(c, everybody) for c in CONDITIONS}
-        self.some: dict[str, Asked] = {}
+        self.forget = {
+            (c, g): self._encoded(c, [each for each in whole if self.groups[each[0].subject] == g])
+            for c in CONDITIONS
+            for g in sorted(set(self.groups.values()))
+        }
 
     def __call__(
         self, edits: Mapping[str, SiteEdit], without: Sequence[Mapping[str, SiteEdit]]
@@ -99,9 +101,8 @@ class Judge:
             without: The same made without fold 0, without fold 1 and so on; each is asked about
                 the fold that it never saw.
         """
-        everybody = {c: each.groups for c, each in self.whole.items()}
         with edited(self.model, self.sites, edits):
-            whole = self._forgotten(everybody, edits)
+            whole = self._forgotten(self.forget, edits)
             found = self._run(SAID_SET, edits)
         said = [n for each in found.values() for n in each.nll.tolist()]
         for fold, candidate in enumerate(without):
@@ -123,11 +124,8 @@ class Judge:
 
     def about(self, edits: Mapping[str, SiteEdit], parts: Collection[Part]) -> Verdict:
         """See `methods.base.Judging.about`."""
-        groups: dict[str, set[str]] = {}
-        for condition, group in parts:
-            groups.setdefault(condition, set()).add(group)
         with edited(self.model, self.sites, edits):
-            return self._forgotten(groups, edits)
+            return self._forgotten(parts, edits)
 
     def cost(
         self, edits: Mapping[str, SiteEdit], most: Mapping[str, float] | None = None
@@ -157,49 +155,33 @@ class Judge:
         shares = [sum(each) / len(each) for each in by_subject.values()]
         return float(np.std(shares, ddof=1) / math.sqrt(len(shares))) if len(shares) > 1 else 0.0
 
-    def _forgotten(
-        self, groups: Mapping[str, Collection[str]], edits: Mapping[str, SiteEdit]
-    ) -> Verdict:
-        """What edits that are carried out leave, by condition of what is asked about groups.
+    def _forgotten(self, parts: Collection[Part], edits: Mapping[str, SiteEdit]) -> Verdict:
+        """What edits that are carried out leave of what some parts are asked.
 
         Of this little is asked exactly: how often an answer is the likeliest, or likelier than
         another, so that half the bits tell it.
         """
-        asked = {c: self._asked(c, frozenset(some)) for c, some in groups.items()}
+        asked = {part: each for part, each in self.forget.items() if part in parts}
         with half_products(self.model):
-            found = {
-                c: (each.questions, self.trunk.run(each.probes, edits))
-                for c, each in asked.items()
-                if each.probes.size
+            left = {
+                part: Left(each, *self.trunk.run(each.probes, edits).divided(each.number))
+                for part, each in asked.items()
+                if each.number
             }
-        apart = {
-            g: _left({c: (*each, self._places(each[0], g)) for c, each in found.items()})
-            for g in sorted({g for some in groups.values() for g in some})
-        }
-        whole = _left({c: (*each, range(len(each[0].asked))) for c, each in found.items()})
-        return replace(whole, apart=apart)
+        of = {g: {c: [left[c, g]] for c in CONDITIONS if (c, g) in left} for _, g in asked}
+        apart = {g: _verdict(each) for g, each in of.items()}
+        both = {c: [each for part, each in left.items() if part[0] == c] for c in CONDITIONS}
+        return replace(_verdict({c: each for c, each in both.items() if each}), apart=apart)
 
-    def _asked(self, condition: str, groups: frozenset[str]) -> Asked:
-        """The forget questions about some groups; all, and the last others, are held."""
-        for asked in (self.whole[condition], self.some.get(condition)):
-            if asked is not None and asked.groups == groups:
-                return asked
-        self.some[condition] = self._encoded(condition, groups)
-        return self.some[condition]
-
-    def _encoded(self, condition: str, groups: frozenset[str]) -> Asked:
-        places = [
-            i
-            for i, e in enumerate(self.forget.asked)
-            if e.has(condition) and self.groups[e.subject] in groups
-        ]
-        questions = self.forget.chosen(places)
-        strangers = [s for each in questions.strange for s in each]
+    def _encoded(
+        self, condition: str, forget: Sequence[tuple[Example, Sequence[Example], float]]
+    ) -> Asked:
+        """Questions with their strangers' answers and guess rates, as far as they have the form."""
+        mine = [each for each in forget if each[0].has(condition)]
+        owners = [i for i, (_, strange, _) in enumerate(mine) for _ in strange]
+        rows = [e for e, _, _ in mine] + [e for _, strange, _ in mine for e in strange]
         # together, since they share their questions
-        return Asked(groups, questions, self.probes([*questions.asked, *strangers], condition))
-
-    def _places(self, questions: Questions, group: str) -> list[int]:
-        return [i for i, e in enumerate(questions.asked) if self.groups[e.subject] == group]
+        return Asked(self.probes(rows, condition), owners, [guess for _, _, guess in mine])
 
     def _run(
         self,
@@ -221,70 +203,59 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class Questions:
-    """Forget questions.
+class Asked:
+    """Forget questions about a group of subjects under a condition, ready to run.
+
+    A group is run apart from the others, so that what the layers before an edit pass on is held
+    for it (see `Trunk`) whoever else is asked about.
 
     Attributes:
-        asked: The questions.
-        strange: The same with answers that are right for somebody else, for each of `asked`.
-        guesses: How often somebody who never knew would be right, for each.
+        probes: The questions, and after them the same with answers that are right for others.
+        owners: The place of the question of each of those.
+        guesses: For each question, how often somebody who never knew would be right.
     """
 
-    asked: Sequence[Example]
-    strange: Sequence[Sequence[Example]]
+    probes: ProbeSet
+    owners: Sequence[int]
     guesses: Sequence[float]
 
-    def chosen(self, places: Sequence[int]) -> Questions:
-        """Some of them."""
-        asked, strange, guesses = self.asked, self.strange, self.guesses
-        return Questions(
-            [asked[i] for i in places], [strange[i] for i in places], [guesses[i] for i in places]
-        )
-
     @property
-    def pairs(self) -> list[tuple[int, int]]:
-        """(place of a question, place of a stranger's answer to it among all strangers')."""
-        owners = [i for i, each in enumerate(self.strange) for _ in each]
-        return [(i, j) for j, i in enumerate(owners)]
+    def number(self) -> int:
+        """How many questions."""
+        return len(self.guesses)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Forget questions about some groups of subjects under a condition, ready to run.
+class Left:
+    """How a model does on questions of a group.
 
     Attributes:
-        groups: The groups.
-        questions: The questions.
-        probes: The same, and after them the strangers' answers.
+        asked: The questions.
+        own: With their own answers.
+        strange: With strangers'.
     """
 
-    groups: frozenset[str]
-    questions: Questions
-    probes: ProbeSet
+    asked: Asked
+    own: Forcing
+    strange: Forcing
 
 
-def _left(found: Mapping[str, tuple[Questions, Forcing, Sequence[int]]]) -> Verdict:
-    """What is left of some questions, by condition the places of those that count."""
+def _verdict(left: Mapping[str, Sequence[Left]]) -> Verdict:
+    """What is left of some questions, by condition and group."""
     columns: dict[str, dict[str, float]] = {name: {} for name in FORGOTTEN}
     asked, guessed = {}, {}
-    for condition, (questions, both, places) in found.items():
-        mine = list(places)
-        if not mine:
+    for condition, groups in left.items():
+        asked[condition] = sum(each.asked.number for each in groups)
+        guesses = [guess for each in groups for guess in each.asked.guesses]
+        guessed[condition] = sum(guesses) / len(guesses)
+        columns["recalled"][condition] = _mean([each.own.recalled for each in groups])
+        columns["nll"][condition] = _mean([each.own.nll for each in groups])
+        if not any(each.asked.owners for each in groups):
             continue
-        own, strange = both.divided(len(questions.asked))
-        asked[condition] = len(mine)
-        guessed[condition] = sum(questions.guesses[i] for i in mine) / len(mine)
-        columns["recalled"][condition] = _mean([own.recalled[mine]])
-        columns["nll"][condition] = _mean([own.nll[mine]])
-        counted = set(mine)
-        theirs = [(i, j) for i, j in questions.pairs if i in counted]
-        if not theirs:
-            continue
-        others = [j for _, j in theirs]
-        columns["other_recalled"][condition] = _mean([strange.recalled[others]])
-        columns["other_nll"][condition] = _mean([strange.nll[others]])
-        apart = strange.nll[others] - own.nll[[i for i, _ in theirs]]
-        columns["likelier"][condition] = float((apart.sign() + 1).mean()) / 2
+        columns["other_recalled"][condition] = _mean([each.strange.recalled for each in groups])
+        columns["other_nll"][condition] = _mean([each.strange.nll for each in groups])
+        apart = [each.strange.nll - each.own.nll[each.asked.owners] for each in groups]
+        columns["likelier"][condition] = (_mean([each.sign() for each in apart]) + 1) / 2
     return Verdict(
         columns["recalled"],
         columns["nll"],

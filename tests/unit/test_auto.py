@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,14 +14,23 @@ from expunge.edit import edited
 from expunge.evaluate import teacher_forced
 from expunge.evidence import folded
 from expunge.fiction.shipped import checkpoint, suite
-from expunge.judge import Judge, drawn, grouped, guess_rate, with_other_answers
+from expunge.judge import (
+    Asked,
+    Judge,
+    Left,
+    _verdict,
+    drawn,
+    grouped,
+    guess_rate,
+    with_other_answers,
+)
 from expunge.methods import search
 from expunge.methods.base import OWN_SET, Verdict
 from expunge.methods.chain import best_of
 from expunge.methods.filter_search import PACE, scales_of
 from expunge.models import Prompter, load
 from expunge.plan import SiteEdit
-from expunge.probe_set import ProbeSet
+from expunge.probe_set import Forcing, ProbeSet
 from expunge.sites import find_sites
 from expunge.subspace import views
 
@@ -385,6 +395,43 @@ def test_half_the_bits_judge_what_thousandths_do_not_matter_for(vanilla, monkeyp
     assert found.recalled["text"] == pytest.approx(exact.recalled["text"], abs=0.05)
 
 
+def test_what_is_left_is_a_mean_over_questions_of_all_groups():
+    """Against a loop over questions and the strangers' answers to them; one group has none."""
+    draw = np.random.default_rng(0)
+
+    def forcing(number):
+        nll = torch.from_numpy(draw.integers(0, 3, number).astype(float))
+        return Forcing(torch.from_numpy(draw.random(number) < 0.5), nll)
+
+    owners = [[0, 0, 2], [], [1]]
+    left = [
+        Left(Asked(None, each, draw.random(n).tolist()), forcing(n), forcing(len(each)))
+        for n, each in zip((3, 2, 2), owners, strict=True)
+    ]
+    found = _verdict({"text": left, "multi": left[1:2]})
+    own = [(r, n) for each in left for r, n in zip(each.own.recalled, each.own.nll, strict=True)]
+    strange = [
+        (bool(recalled), float(nll), float(each.own.nll[each.asked.owners[j]]))
+        for each in left
+        for j, (recalled, nll) in enumerate(
+            zip(each.strange.recalled, each.strange.nll, strict=True)
+        )
+    ]
+    likelier = sum(1.0 if nll > mine else 0.5 if nll == mine else 0.0 for _, nll, mine in strange)
+    guesses = [g for each in left for g in each.asked.guesses]
+    wanted = {
+        "recalled": sum(bool(r) for r, _ in own) / 7,
+        "nll": sum(float(n) for _, n in own) / 7,
+        "other_recalled": sum(r for r, _, _ in strange) / 4,
+        "other_nll": sum(n for _, n, _ in strange) / 4,
+        "likelier": likelier / 4,
+        "guessed": sum(guesses) / 7,
+    }
+    assert {n: getattr(found, n)["text"] for n in wanted} == pytest.approx(wanted)
+    assert found.asked == {"text": 7, "multi": 2}
+    assert "multi" in found.nll and "multi" not in found.likelier
+
+
 def test_the_error_of_what_is_kept_is_that_of_a_mean_over_subjects(vanilla):
     """Against a loop over people, under an edit that some of them do not survive."""
     model, processor = vanilla
@@ -408,11 +455,8 @@ def test_the_error_of_what_is_kept_is_that_of_a_mean_over_subjects(vanilla):
         texts_nll = asked_of_texts.run(model).nll
     means = torch.stack([torch.stack(v).mean() for v in by_person.values()])
     assert 0.05 < found.held_out["text"] < 0.95
-    assert (
-        found.asked["text"]
-        == len(judge.forget.asked)
-        == sum(v.asked["text"] for v in found.apart.values())
-    )
+    asked = sum(each.number for (c, _), each in judge.forget.items() if c == "text")
+    assert found.asked["text"] == asked == sum(v.asked["text"] for v in found.apart.values())
     assert found.said == texts_nll.tolist()
     error = float(means.std() / len(means) ** 0.5)
     assert found.held_out_error["text"] == pytest.approx(error)
