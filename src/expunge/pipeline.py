@@ -38,7 +38,7 @@ from expunge.models import Prompter, check_checkpoint, load
 from expunge.official import check, exams, official
 from expunge.parallel import agreed, joined, leads
 from expunge.plan import Plan
-from expunge.planning import check_sets, chosen_sites, decide, origin
+from expunge.planning import check_sets, chosen_sites, decide, looking_once, origin
 from expunge.progress import Progress
 from expunge.reading import read_suite as read_suite
 from expunge.routing import routed
@@ -141,14 +141,14 @@ class Run:
         path = self.folder / "plan.safetensors"
         if agreed(path.is_file()):
             return Plan.load(path)
-        evidence = self.collect()
-        forget, retain = self.suite.sets["forget"], self.suite.sets["retain"]
-        with self.timed("plan"):
-            plan = decide(
-                self.loaded[0], self.prompter, forget, retain, self.config, evidence, self.progress
-            )
-            if leads():
-                self._write(plan, evidence, path)
+        model, sets = self.loaded[0], self.suite.sets
+        with looking_once(model, chosen_sites(model, self.config), self.config):
+            evidence = self.collect()
+            with self.timed("plan"):
+                asked = (sets["forget"], sets["retain"], self.config)
+                plan = decide(model, self.prompter, *asked, evidence, self.progress)
+                if leads():
+                    self._write(plan, evidence, path)
         return plan
 
     def _write(self, plan: Plan, evidence: Evidence, path: Path) -> None:

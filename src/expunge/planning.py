@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from expunge.importance import IMPORTANCE
 from expunge.methods import Evidence
 from expunge.models import Prompter
 from expunge.passes import Passes
+from expunge.pictures import remembered
 from expunge.plan import Plan
 from expunge.progress import Progress
 from expunge.selection import check_budget
@@ -137,6 +139,18 @@ def decide(
     return Plan(edits, sites, made, outcome.scores)
 
 
+def looking_once(
+    model: Any, sites: Sequence[Site], config: RunConfig
+) -> contextlib.AbstractContextManager[None]:
+    """What the model makes of pictures is remembered where it cannot change and is asked often.
+
+    That is where candidates are judged, all of which leave alone what sees.
+    """
+    method = methods.get(config.method)
+    language = all(site.tower == "language" for site in sites)
+    return remembered(model, bool(method.folds or method.aside) and language)
+
+
 def make_plan(
     model: Any,
     processor: Any,
@@ -166,8 +180,10 @@ def make_plan(
     prompter = Prompter(processor, template=config.prompt_template)
     sites = chosen_sites(model, config)
     sets = {"forget": forget, "retain": retain}
-    evidence = gather(model, prompter, sets, sites, config, methods.get(config.method), progress)
-    return decide(model, prompter, forget, retain, config, evidence, progress)
+    with looking_once(model, sites, config):
+        chosen = methods.get(config.method)
+        evidence = gather(model, prompter, sets, sites, config, chosen, progress)
+        return decide(model, prompter, forget, retain, config, evidence, progress)
 
 
 def check_sets(forget: Sequence[Example], retain: Sequence[Example], config: RunConfig) -> None:

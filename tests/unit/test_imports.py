@@ -22,7 +22,7 @@ FILES = {
 PURE = ("stats", "importance", "selection", "subspace", "plan", "metrics")
 TOUCH_MODELS = (
     *("models", "sites", "collect", "experts", "edit", "evaluate", "attacks", "fiction", "tune"),
-    *("encoding", "positions", "prefix", "trunk", "precision"),
+    *("encoding", "positions", "prefix", "trunk", "precision", "pictures"),
 )
 # What runs a stage, by the part it is in; other names there may be shared.
 STAGES = {
