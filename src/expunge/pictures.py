@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -75,6 +76,7 @@ class _Memory:
     def of(self, look: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, that remembers."""
 
+        @functools.wraps(look)  # generating asks for its signature
         def looked(*args: Any, **given: Any) -> Any:
             key = None if torch.is_grad_enabled() else told([args, given])
             if key is None:

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from families import FAMILIES
+from test_prefix import EXACT, ROWS, double
 from test_trunk import changed
 
 from expunge import pipeline, planning
 from expunge.config import RunConfig
 from expunge.data import Suite
 from expunge.edit import edited
+from expunge.evaluate import generate
 from expunge.fiction.build import build_model, build_processor
 from expunge.fiction.world import World
 from expunge.models import Prompter
@@ -101,6 +103,19 @@ def test_questions_look_at_their_pictures_once_whatever_is_edited(world):
             whole = probes.run(model)
         assert all(n == 2 * first[name] > 0 for name, n in count.items())
     assert torch.equal(found.nll, whole.nll) and torch.equal(found.recalled, whole.recalled)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_answers_are_generated_as_without(name):
+    """Families whose `generate` looks at pictures by itself among them; twice, the second known."""
+    _, model, prompter = double(name)
+    options = {"max_new_tokens": 4, "batch_size": 4}
+    plain = generate(model, prompter, ROWS, "multi", **options)
+    with remembered(model), looks(model) as count:
+        assert generate(model, prompter, ROWS, "multi", **options) == plain
+        first = dict(count)
+        assert generate(model, prompter, ROWS, "multi", **options) == plain
+        assert count == first and all(first.values())
 
 
 def test_what_was_not_asked_for_longest_makes_room():
