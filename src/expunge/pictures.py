@@ -13,8 +13,8 @@ import functools
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -127,23 +127,30 @@ def _kept(seen: Any) -> Any:
     """What came of it without what nobody looks at."""
     if not isinstance(seen, ModelOutput):
         return seen
-    return type(seen)(**{k: v for k, v in seen.items() if k not in UNREAD})
+    return _made(seen, {k: v for k, v in vars(seen).items() if k not in UNREAD})
 
 
 def _anew(seen: Any) -> Any:
     """The same, with containers of its own: a model may put something in the place of a part."""
     if isinstance(seen, ModelOutput):
-        return type(seen)(**{k: _anew(v) for k, v in seen.items()})
+        return _made(seen, {k: _anew(v) for k, v in vars(seen).items()})
     return copy.copy(seen) if isinstance(seen, list) else seen
+
+
+def _made(seen: ModelOutput, parts: Mapping[str, Any]) -> ModelOutput:
+    """One of the same class of other parts; a model may have set some that the class lacks."""
+    known = {each.name for each in fields(cast(Any, seen))}
+    new = type(seen)(**{k: v for k, v in parts.items() if k in known})
+    for name, value in parts.items():
+        if name not in known:
+            setattr(new, name, value)
+    return new
 
 
 def _tensors(seen: Any) -> Iterator[Tensor]:
     """All tensors in it."""
     if isinstance(seen, Tensor):
         yield seen
-    elif isinstance(seen, Mapping):
-        for each in seen.values():
-            yield from _tensors(each)
-    elif isinstance(seen, list | tuple):
-        for each in seen:
+    elif isinstance(seen, ModelOutput | list | tuple):
+        for each in vars(seen).values() if isinstance(seen, ModelOutput) else seen:
             yield from _tensors(each)
