@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from expunge import evidence, methods, precision
+from expunge import evidence, judge, methods, precision
 from expunge.bench import Bench
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS
@@ -74,12 +74,13 @@ def few(questions, place):
 
 @contextlib.contextmanager
 def little_noise(number=24):
-    """Within the block the default method makes little noise of each kind, which is quicker."""
+    """Within the block the default method makes little noise and asks little, which is quicker."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("noise_like", "altered_like", "related_like"):
             patch.setattr(evidence, name, partial(getattr(evidence, name), number=number))
         patch.setattr(evidence, "told_by", partial(evidence.told_by, number=64))
         patch.setattr(evidence, "OWN", number // 3)
+        patch.setattr(judge, "FORGET", 48)
         yield
 
 
