@@ -35,7 +35,8 @@ def remembered(model: Any, wanted: bool = True) -> Iterator[None]:
     """Within the block, a model on a CPU looks at the same pictures once; blocks may be nested.
 
     Neither its towers nor what stands between them and the language model may change in the block,
-    nor may anybody listen there. With gradients it looks anew.
+    nor may anybody listen there. With gradients it looks anew. It looks in all bits, whatever is
+    multiplied in half of them (`precision`): some models cannot put the one into the other.
 
     Args:
         model: The model; as before after the block.
@@ -84,7 +85,8 @@ class _Memory:
             if key in self.held:
                 self.held.move_to_end(key)
             else:
-                self._hold(key, _kept(look(*args, **given)))
+                with torch.autocast("cpu", enabled=False):
+                    self._hold(key, _kept(look(*args, **given)))
             return _anew(self.held[key][0])
 
         return looked
@@ -98,11 +100,11 @@ class _Memory:
 
 
 def told(given: Any) -> bytes | None:
-    """What tells arguments apart: their values, and the precision they are worked on in.
+    """What tells arguments apart: their values.
 
     None where something is among them that is neither numbers, words nor tensors on a CPU.
     """
-    digest = hashlib.blake2b(str(torch.is_autocast_enabled("cpu")).encode())
+    digest = hashlib.blake2b()
     return digest.digest() if _add(digest, given) else None
 
 
