@@ -721,8 +721,9 @@ def test_without_a_limit_half_of_what_is_free_is_held(free, sites):
 @pytest.mark.parametrize(
     ("room", "reads"),
     [
-        (99, ["abcd", "efgh", "ijkl"]),
-        (6, ["abcd", "ef", "ghij", "kl", "cdef", "ghij", "kl"]),
+        (99, ["abcdefgh", "ijkl"]),
+        (9, ["abcdefgh", "i", "jkl", "ghi", "jkl"]),
+        (6, ["abcdef", "ghijkl", "abcdef", "ghijkl"]),
         (2, ["ab", "cd", "ef", "gh", "ij", "kl", "ab", "cd", "ef", "gh", "ij", "kl"]),
     ],
 )
