@@ -1,8 +1,8 @@
 """What a model sees in pictures, worked out once while nothing but its language is edited.
 
 Candidates are judged on the same questions again and again, and what the vision tower and the
-projector make of their pictures is the same each time. Where the language model is small, that is
-half of a forward pass and more.
+projector make of their pictures is the same each time. The larger the tower beside the language
+model, the more of a pass that is.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def remembered(model: Any, wanted: bool = True) -> Iterator[None]:
     innermost = [
         m for m in looking if not any(hasattr(own, NAME) for own in m.modules() if own is not m)
     ]
-    for module in innermost:
-        setattr(module, NAME, memory.of(getattr(module, NAME)))
+    for place, module in enumerate(innermost):
+        setattr(module, NAME, memory.of(getattr(module, NAME), place))
     try:
         yield
     finally:
@@ -74,12 +74,12 @@ class _Memory:
     held: OrderedDict[bytes, tuple[Any, int]] = field(default_factory=OrderedDict)
     size: int = 0
 
-    def of(self, look: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, that remembers."""
+    def of(self, look: Callable[..., Any], place: int = 0) -> Callable[..., Any]:
+        """The same function, that remembers; others have other places."""
 
         @functools.wraps(look)  # generating asks for its signature
         def looked(*args: Any, **given: Any) -> Any:
-            key = None if torch.is_grad_enabled() else told([args, given])
+            key = None if torch.is_grad_enabled() else told([place, args, given])
             if key is None:
                 return look(*args, **given)
             if key in self.held:

@@ -147,6 +147,8 @@ def test_what_was_not_asked_for_longest_makes_room():
         assert looked == [1, 2, 3, 2] and memory.size == 1600
         small = _Memory(room=10).of(look)
         assert [small(one), small(one), small(two)] and looked[4:] == [1, 2]
+        twice = memory.of(lambda x: [2 * x], place=1)
+        assert torch.equal(twice(one)[0], 2 * one) and torch.equal(ask(one)[0], one.repeat(100))
 
 
 def test_arguments_are_told_apart_by_their_values():
