@@ -53,11 +53,12 @@ def fingerprint(model: nn.Module) -> str:
     digests: set[str] = set()
     with ThreadPoolExecutor(min(HASHING, os.cpu_count() or 1)) as pool:
         while some := list(itertools.islice(parts, HASHING)):  # so that few are read at a time
-            digests.update(pool.map(_hashed, some))
+            digests.update(pool.map(hashed, some))
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:32]
 
 
-def _hashed(tensor: Tensor) -> str:
+def hashed(tensor: Tensor) -> str:
+    """Hash of a tensor's shape, dtype and all its bytes, hexadecimal."""
     summary = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
     stored = tensor.detach().flatten().cpu().contiguous()
     summary.update(stored.view(torch.uint8).numpy().data)
