@@ -10,7 +10,7 @@ from expunge.data import Example
 from expunge.encoding import batches
 from expunge.fiction.build import build_model, build_processor
 from expunge.fiction.world import World
-from expunge.methods.base import PLAIN_SET
+from expunge.methods.base import PLAIN_SET, Tokens
 from expunge.models import Prompter
 from expunge.planning import settled
 from expunge.sites import Site, find_sites, layer_of
@@ -62,6 +62,31 @@ def test_questions_apart_are_all_positions(bench, condition):
     torch.testing.assert_close(found.used.double(), rms, rtol=1e-4, atol=1e-6)
     assert found.question.unique().tolist() == list(range(5))
     assert bool(found.picture.any()) == (condition == "multi")
+
+
+@pytest.mark.parametrize("condition", ["multi", "text"])
+def test_where_a_question_ends(bench, condition):
+    """What is asked of a question, and its last position, by a loop over questions one by one."""
+    key = bench.sites[0].key
+    found = bench.tokens("forget", condition, [key], apart=True)[key]
+    for place, row in enumerate(bench.sets["forget"]):
+        (batch,) = batches(bench.model, bench.prompter, [row], condition)
+        told = batch.answer[0].tolist()
+        begins = told.index(True)
+        assert (
+            any(told) and not told[-1]
+        )  # a token after the answer, which is no part of a question
+        mine = found.question == place
+        assert found.asked[mine].tolist() == [i < begins for i in range(len(told))]
+        assert found.end[mine].tolist() == [i == begins - 1 for i in range(len(told))]
+
+
+def test_a_question_without_an_answer_ends_with_its_last_position():
+    none = torch.zeros(5, dtype=torch.bool)
+    question = torch.tensor([3, 3, 0, 0, 0])
+    found = Tokens(torch.ones(5, 2), none, torch.ones(2), question=question, answer=none)
+    assert found.asked.all()
+    assert found.end.tolist() == [False, True, False, False, True]
 
 
 @pytest.mark.parametrize("apart", [True, False])

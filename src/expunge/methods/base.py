@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from expunge.config import RunConfig
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from expunge.sites import Values
 
 PICTURE = "picture"
+END = "end"
 """The condition `multi` at the positions of the image alone, where a method asks for it."""
 ASIDE = "aside"
 """Name of the retain subjects that are put aside to judge by."""
@@ -104,7 +106,8 @@ class Tokens:
         picture: Whether the position holds a part of a picture, bool [n].
         used: Root mean square of z over all positions run, float32 [width].
         stream: What the site's layer passed on, float32 [n, out]; only where asked for.
-        question: Place of the question in its set, int64 [n]; only where they are told apart.
+        question: Place of the question in its set, int64 [n]; only where they are told apart, and
+            then the positions of a question stand together and in order.
         answer: Whether the position holds a token of the answer, bool [n]; the same.
     """
 
@@ -114,6 +117,26 @@ class Tokens:
     stream: Tensor | None = None
     question: Tensor | None = None
     answer: Tensor | None = None
+
+    @property
+    def asked(self) -> Tensor:
+        """Whether the position is before the answer of its question, bool [n]."""
+        assert self.question is not None and self.answer is not None
+        told = self.answer.long().cumsum(0)
+        place = torch.arange(len(told), device=told.device)
+        begins = torch.ones_like(self.answer)
+        begins[1:] = self.question[1:] != self.question[:-1]
+        first = torch.where(begins, place, 0).cummax(0).values
+        return told == (told - self.answer.long())[first]
+
+    @property
+    def end(self) -> Tensor:
+        """Whether the position is the last one before the answer of its question, bool [n]."""
+        asked, question = self.asked, self.question
+        assert question is not None
+        more = torch.zeros_like(asked)
+        more[:-1] = asked[1:] & (question[1:] == question[:-1])
+        return asked & ~more
 
 
 @dataclass(frozen=True)

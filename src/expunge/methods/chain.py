@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from expunge.detectors import Background
-from expunge.methods.base import PICTURE, UNSEEN_SET, Evidence, Fit, Part, Verdict
+from expunge.methods.base import END, PICTURE, UNSEEN_SET, Evidence, Fit, Part, Verdict
 from expunge.methods.erase import ENERGY, Erased
 from expunge.methods.neurons import Found, Place, edits_at
 from expunge.methods.search import Strengths, finely, joined, of_groups, said_share
@@ -26,7 +26,7 @@ from expunge.methods.swap import Usual
 from expunge.plan import SiteEdit
 from expunge.subspace import compressed
 
-VIEWS = {"multi": ("multi", PICTURE), "text": ("text",)}
+VIEWS = {"multi": (END, "multi", PICTURE), "text": (END, "text")}
 ADDED = (1, 2, 3)
 LEAPS = 8
 FIRST = 4
@@ -233,39 +233,49 @@ class Chain:
         Which view that is, is asked once a site, at the first detectors there, and with one's own
         alone (see `_better`). It was not asked about who is known again only since then.
         """
-        asks = looked.number == ADDED[0] and seeker.place is self.places[key]
         first, *more = VIEWS[looked.condition]
-        found = {}
-        for view in (first, *more):
-            own = {
-                s: part
-                for s, part in looked.parts.items()
-                if asks or self.views.get(part, first) == view
-            }
-            found[view] = seeker.seek(replace(looked, parts=own), view)
-        parts = set(looked.parts.values())
-        if asks:
-            self.views |= self._better(key, found, looked) if more else dict.fromkeys(parts, first)
-        chosen = {part: self.views.get(part, first) for part in parts}
+        if looked.number == ADDED[0] and seeker.place is self.places[key]:
+            found = self._better(seeker, looked, key)
+        else:
+            found = {}
+            for view in (first, *more):
+                parts = looked.parts.items()
+                own = {who: part for who, part in parts if self.views.get(part, first) == view}
+                found[view] = seeker.seek(replace(looked, parts=own), view)
+        chosen = {part: self.views.get(part, first) for part in looked.parts.values()}
         return [
             f for view, each in found.items() for f in each if chosen.get(f.part, first) == view
         ]
 
-    def _better(
-        self, key: str, found: Mapping[str, list[Found]], looked: Looked
-    ) -> dict[Part, str]:
-        """For each part the view whose detectors forget most; the first unless by `HELPS` more."""
+    def _better(self, seeker: Seeker, looked: Looked, key: str) -> dict[str, list[Found]]:
+        """Look in one view after another, and note for each part the one that forgets most of it.
+
+        The first unless another forgets more by `HELPS`. The next one is for who is still known.
+
+        Returns:
+            View -> the detectors of the place with those found in it.
+        """
         judge = self.evidence.judge
         assert judge is not None
-        views, parts = list(found), set(looked.parts.values())
-        if all(same(found[views[0]], each) for each in found.values()):
-            return dict.fromkeys(parts, views[0])
-        forgets = []
-        for each in found.values():
-            tried = self.places | {key: replace(self.places[key], found=each)}
-            edits = self._of(tried, self.strengths)
-            forgets.append(finely(judge.about(edits, parts)))
-        return {part: views[best_of([f[part] for f in forgets])] for part in parts}
+        first, *more = VIEWS[looked.condition]
+        self.views |= dict.fromkeys(looked.parts.values(), first)
+        found: dict[str, list[Found]] = {}
+        best: dict[Part, float] = {}
+        left = looked.parts
+        for view in (first, *more):
+            found[view] = seeker.seek(replace(looked, parts=left), view)
+            if same(found[view], seeker.place.found):
+                continue
+            tried = self.places | {key: replace(self.places[key], found=found[view])}
+            now = judge.about(self._of(tried, self.strengths), set(left.values()))
+            for part, share in finely(now).items():
+                if part not in best or share > best[part] + HELPS:
+                    best[part], self.views[part] = share, view
+            known = {part for part, share in of_groups(now).items() if share < 1}
+            left = {who: part for who, part in left.items() if part in known}
+            if not left:
+                break
+        return found
 
 
 def best_of(shares: Sequence[float]) -> int:

@@ -34,6 +34,7 @@ class Found:
         write: What it writes at level 1 and strength 1 / `GAIN`, float32 [out]; nothing along
             `Access.ends`.
         said: Sum of squares of all it writes at its subject's positions.
+        end: Whether it was found where questions end.
     """
 
     part: Part
@@ -42,6 +43,7 @@ class Found:
     edge: float
     write: Tensor
     said: float = 0.0
+    end: bool = False
 
 
 @dataclass
@@ -79,7 +81,8 @@ class Place:
 
     def squares(self, found: Found) -> bool:
         """Whether the neuron of a detector grows with the square of the level; see `_rewire`."""
-        return self.fit.gated and (found.part[0] != "text" or self.constant is not None)
+        plain = found.end or found.part[0] == "text"
+        return self.fit.gated and not (plain and self.constant is None)
 
 
 def floored(ones: Tensor) -> Tensor:
@@ -124,7 +127,9 @@ def _rewire(place: Place, new: Sequence[Found], strengths: Strengths) -> Rewire:
     Where gate and up read the same, what a neuron says grows with the square of how far an input is
     above the threshold: what is only just above it, as inputs of no known kind mostly are, hardly
     counts. A neuron without a gate can only grow with it, and one for questions in text does: there
-    other words of a question are often only just above, and skills are not.
+    other words of a question are often only just above, and skills are not. So does one for where
+    questions end: little but the subject is above there, and other views of a picture less so than
+    those it was found with.
     """
     edges = torch.tensor([f.edge for f in new])
     gains = torch.tensor([GAIN * strengths[f.part] for f in new])

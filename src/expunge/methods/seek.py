@@ -15,6 +15,7 @@ from expunge.detectors import CLEAR, Background, detectors
 from expunge.errors import InputError
 from expunge.methods.base import (
     ASIDE,
+    END,
     NOISE_SET,
     PICTURE,
     PLAIN_SET,
@@ -188,13 +189,13 @@ class Seeker:
         Those of the same subject and condition that were there already write something else then.
         """
         tokens = looked.tokens
-        assert tokens.question is not None and tokens.answer is not None
+        assert tokens.question is not None
         owners = self.access.owners("forget", looked.condition)
         names = sorted(set(owners))
         own = torch.tensor([names.index(o) for o in owners])[tokens.question.cpu()]
-        inside = seen = ~tokens.answer  # of both views: the detectors of either are fitted together
-        if view != "text":
-            inside = inside & (tokens.picture if view == PICTURE else ~tokens.picture)
+        seen = tokens.asked  # of all views: the detectors of each are fitted together
+        at_view = {PICTURE: tokens.picture, END: tokens.end, "multi": ~tokens.picture}
+        inside = seen & at_view.get(view, seen)
         for known in self.place.found:
             inside = inside & (self.place.level(tokens.x, known.row) <= known.edge)
         subjects = sorted(looked.parts)
@@ -203,13 +204,15 @@ class Seeker:
             for at in (inside, seen)
         )
         found = list(self.place.found)
-        for name, new in self._subjects(looked, mine).items():
+        for name, new in self._subjects(looked, mine, view).items():
             found += new
             if new:
                 found = self._writing(found, looked, name, whole[name])
         return found
 
-    def _subjects(self, looked: Looked, mine: dict[str, Tensor]) -> dict[str, list[Found]]:
+    def _subjects(
+        self, looked: Looked, mine: dict[str, Tensor], view: str
+    ) -> dict[str, list[Found]]:
         """Detectors of subjects at their positions, subject by subject; one more each a turn."""
         tokens = looked.tokens
         assert tokens.question is not None and tokens.stream is not None
@@ -229,7 +232,8 @@ class Seeker:
                     continue
                 mean = float(level[fires].mean())
                 part = looked.parts[name]
-                found[name].append(Found(part, name, row / mean, edge / mean, nothing))
+                new = Found(part, name, row / mean, edge / mean, nothing, end=view == END)
+                found[name].append(new)
                 mine[name] = at[~fires.cpu()]
         return found
 
