@@ -197,31 +197,36 @@ def test_a_plan_file_holds_it_whole(small, tmp_path):
 
 
 def test_new_neurons_do_what_the_plan_says(world, small, questions):
-    """At one site, against a loop over neurons in float64."""
+    """At one site, against a loop over neurons in float64; every second grows with the square."""
     model, processor = world
     key, edit = next(iter(small.edits.items()))
+    new = edit.rewire
+    assert len(new.index) > 1 and bool((new.constant > 0).any())
+    steep = torch.arange(len(new.index)) % 2 == 0
+    factor, constant = (
+        torch.where(steep, new.constant / 256, 0),
+        torch.where(steep, 0, new.constant),
+    )
+    new = replace(new, factor=factor, constant=constant)
     site = next(s for s in find_sites(model) if s.key == key)
     block = model.get_submodule(site.path.rpartition(".")[0])
     seen = []
     hook = block.register_forward_hook(lambda m, given, out: seen.append((given[0], out)))
     try:
         logits(model, processor, questions["forget"][:2])
-        only = Plan({key: replace(edit, lowrank=None)}, {key: small.sites[key]})
+        only = Plan({key: replace(edit, lowrank=None, rewire=new)}, {key: small.sites[key]})
         with applied(model, only, check=False):
             logits(model, processor, questions["forget"][:2])
     finally:
         hook.remove()
     (x, out), (_, changed) = ((a.double().flatten(0, 1), b.double().flatten(0, 1)) for a, b in seen)
-    new, linear = edit.rewire, len(edit.rewire.constant) > 0
-    assert linear and bool((new.constant > 0).any()) and bool((new.factor > 0).any())
-    assert bool(((new.constant == 0) != (new.factor == 0)).all())
     weights = {n: p.detach().double() for n, p in block.named_parameters()}
     expected = out.clone()
     for i, neuron in enumerate(new.index.tolist()):
         gate, up = (weights[f"{n}.weight"][neuron] for n in ("gate_proj", "up_proj"))
         old = nn.functional.silu(x @ gate) * (x @ up)
         level = x @ new.gate[i].double() + float(new.bias[i])
-        beside = float(new.factor[i]) * level + (float(new.constant[i]) if linear else 0.0)
+        beside = float(new.factor[i]) * level + float(new.constant[i])
         z = nn.functional.silu(level) * beside
         expected += z[:, None] * new.down[:, i].double()
         expected -= old[:, None] * weights["down_proj.weight"][:, neuron]
@@ -702,21 +707,23 @@ def test_a_subject_without_anything_like_it_is_not_written_over():
 
 
 @pytest.mark.parametrize(
-    ("gated", "condition", "biased", "power"),
+    ("gated", "condition", "end", "biased", "power"),
     [
-        (True, "multi", True, 2),
-        (True, "text", True, 1),
-        (True, "text", False, 2),
-        (False, "multi", True, 1),
-        (False, "text", True, 1),
+        (True, "multi", False, True, 2),
+        (True, "multi", True, True, 1),
+        (True, "multi", True, False, 2),
+        (True, "text", False, True, 1),
+        (True, "text", False, False, 2),
+        (False, "multi", False, True, 1),
+        (False, "text", False, True, 1),
     ],
 )
-def test_how_what_a_new_neuron_says_grows(gated, condition, biased, power):
+def test_how_what_a_new_neuron_says_grows(gated, condition, end, biased, power):
     """Against ((level - edge) / (1 - edge))^power, in float64."""
     generator = torch.Generator().manual_seed(3)
     row, write = torch.randn(8, generator=generator), torch.randn(5, generator=generator)
     part = condition, "who"
-    found = Found(part, "who", row, 0.49, write)
+    found = Found(part, "who", row, 0.49, write, end=end)
     constant = None if biased else torch.linalg.qr(torch.stack([row, row.roll(1)], 1)).Q[:, 1]
     place = Place(Fit(gated, biased), constant, spares(40), [found])
     new = edits_at({"site": place}, {part: 0.5})["site"].rewire

@@ -47,8 +47,8 @@ class Chain:
         erased: What is taken out beforehand.
         places: Sites with what was found there.
         shadow: The same, found without the subjects that are put aside.
-        views: Part -> the view at whose positions it was last looked at: `multi` (beside the
-            picture), `picture` or `text`.
+        views: Part -> the view at whose positions it was last looked at: `end` (where questions
+            end), `multi` (beside the picture), `picture` or `text`.
         strengths: At which the chain is carried out while it goes on.
         kept: What enters the sites on all that is kept; read once for all runs where it fits.
     """

@@ -12,7 +12,7 @@ from expunge.methods.base import FORGOTTEN, Part, Verdict
 
 FACTOR = 2.0
 BEHIND = 0.25
-FURTHER = (2.0, math.sqrt(2))
+FURTHER = math.sqrt(2)
 GUESSED = 0.02
 UNEVEN = 0.065
 ERRORS = 0.6
@@ -128,28 +128,27 @@ def further(
     pace: Pace,
     chosen: Step,
 ) -> Strengths:
-    """The choice with all that is only just forgotten made stronger inside the limit.
+    """The choice with all that is only just forgotten stronger by `FURTHER`, inside the limit.
 
-    By the first of `FURTHER` that stays in it; by none, if all go over. Questions that nobody asked
-    during the search are a little behind those that were asked. Left as they are: parts of which
-    strangers' answers are the likelier by a standard error, since to know less than nothing gives
-    somebody away, and parts of which more is answered when they are stronger: where answers are as
-    unlikely as strangers', some come back by luck. What is taken besides is as in `search`, but the
-    choice is a candidate.
+    Questions that nobody asked during the search are a little behind those that were asked. Left as
+    they are: parts of which strangers' answers are the likelier by a standard error, since to know
+    less than nothing gives somebody away, and parts of which more is answered when they are
+    stronger: where answers are as unlikely as strangers', some come back by luck. What is taken
+    besides is as in `search`, but the choice is a candidate.
     """
     barely = {part for part in chosen.strengths if not clearly(chosen.verdict, part)}
-    for factor in FURTHER if barely else ():
-        more = {p: s * factor if p in barely else s for p, s in chosen.strengths.items()}
-        steps.append(Step.of(more, start, judge(more), pace))
-        if steps[-1].kept < keep:
-            continue
-        back = {p for p in barely if answers(steps[-1].verdict, p) > answers(chosen.verdict, p)}
-        if not back:
-            return more
-        some = {p: chosen.strengths[p] if p in back else s for p, s in more.items()}
-        steps.append(Step.of(some, start, judge(some), pace))
-        return some if steps[-1].kept >= keep else more
-    return chosen.strengths
+    if not barely:
+        return chosen.strengths
+    more = {p: s * FURTHER if p in barely else s for p, s in chosen.strengths.items()}
+    steps.append(Step.of(more, start, judge(more), pace))
+    if steps[-1].kept < keep:
+        return chosen.strengths
+    back = {p for p in barely if answers(steps[-1].verdict, p) > answers(chosen.verdict, p)}
+    if not back:
+        return more
+    some = {p: chosen.strengths[p] if p in back else s for p, s in more.items()}
+    steps.append(Step.of(some, start, judge(some), pace))
+    return some if steps[-1].kept >= keep else more
 
 
 def answers(now: Verdict, part: Part) -> float:
