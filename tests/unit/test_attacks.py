@@ -200,6 +200,17 @@ def test_begun_answers_are_judged_by_the_tokens_that_are_left(context, rows):
             assert prefix.begun(context, given)(candidate, examples, "text") == wanted
 
 
+def test_led_in_answers_are_judged_behind_the_lead(context, rows):
+    """Behind an answer's first word vanilla goes on with the second, and with no other."""
+    candidate = context.models["vanilla"]
+    for example in rows["forget"][:18:3]:
+        first, second = example.answer.split()
+        score = prefix.led(context, first)
+        right, wrong = replace(example, answer=second), replace(example, answer="tower")
+        assert score(candidate, [right, wrong], "text") == [1.0, 0.0]
+    assert prefix.led(context, "It is")(candidate, rows["forget"][:4], "text") == [0.0] * 4
+
+
 # Pictures
 
 

@@ -19,6 +19,7 @@ from expunge.data import Example
 from expunge.evaluate import teacher_forced
 
 GIVEN = (1, 2)
+LEADS = ("It is", "The answer is")
 
 
 def start(answer: str) -> str:
@@ -49,8 +50,26 @@ def begun(context: Context, given: int) -> Scorer:
     return score
 
 
+def led(context: Context, lead: str) -> Scorer:
+    """A scorer: 1 where every token of the answer is the arg max behind words that tell nothing."""
+
+    def score(candidate: Candidate, examples: Sequence[Example], condition: str) -> list[float]:
+        forced = teacher_forced(
+            candidate.model,
+            candidate.prompter,
+            examples,
+            condition,
+            answers=[f"{lead} {e.answer.strip()}" for e in examples],
+            batch_size=context.batch_size,
+        )
+        spoken = len(candidate.prompter.tokenizer(lead, add_special_tokens=False).input_ids)
+        return [float(f.hits[min(spoken, len(f.hits) - 1) :].all()) for f in forced]
+
+    return score
+
+
 def run(context: Context) -> Result:
-    """Ask with hints, then with the answer's first tokens already there."""
+    """Ask with hints, then with the answer begun: by its first tokens, or by other words."""
     asked = {
         "as asked": asking(context),
         "first letter told": asking(context, reworded(letter_hint)),
@@ -58,10 +77,13 @@ def run(context: Context) -> Result:
     }
     forced = {"no token given": begun(context, 0)}
     forced |= {f"{n} token{'s'[: n > 1]} given": begun(context, n) for n in GIVEN}
+    forced |= {f'led in by "{lead}"': led(context, lead) for lead in LEADS}
     rows = [*compared(context, asked), *compared(context, forced)]
     note = (
         "Told: 'The answer starts with ...' after the question. Given: the answer's first tokens"
-        " stand there already, and every token after them must be the arg max."
+        " stand there already, and every token after them must be the arg max. Led in: other words"
+        " stand there, and every token of the answer must be; where vanilla does not answer behind"
+        " them either, that says nothing."
     )
     return table("Answer prefix", rows, note)
 
