@@ -12,6 +12,11 @@ from expunge.scores import each_answer
 
 Figures = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
+STILL = 0.5
+"""A forget subject of whom this share of what vanilla answers is still answered is still known."""
+ENOUGH = 6
+"""Answers of vanilla about a subject; of fewer, luck alone often leaves half."""
+
 
 def figure(model: Figures | None, name: str, condition: str, key: str = "accuracy") -> float | None:
     """One figure of one model, or None where it was not measured."""
@@ -42,6 +47,24 @@ def depth_of(vanilla: Figures, unlearned: Figures, gold: Figures | None) -> dict
     return found
 
 
+def still_known(vanilla: Figures, unlearned: Figures) -> dict[str, int]:
+    """By condition, how many forget subjects are `STILL` known, which a mean over all may hide.
+
+    Of those about whom vanilla gives `ENOUGH` answers. Conditions without figures by subject are
+    left out.
+    """
+    found = {}
+    for condition in CONDITIONS:
+        before, after = (
+            [int(each.split("/")[0]) for each in str(cell.get("subjects", "")).split()]
+            for cell in (m.get("forget", {}).get(condition, {}) for m in (vanilla, unlearned))
+        )
+        if before and len(before) == len(after):
+            pairs = zip(before, after, strict=True)
+            found[condition] = sum(b >= ENOUGH and a >= STILL * b for b, a in pairs)
+    return found
+
+
 def nll_of(model: Figures | None, condition: str) -> float | None:
     """Mean answer NLL over forget and test, each set counting once, or None."""
     return _mean([figure(model, name, condition, "nll") for name in ("forget", "test")])
@@ -62,6 +85,7 @@ def summarise(models: Mapping[str, Figures]) -> dict[str, Any]:
     both = list(summary["forget_accuracy"].values())
     summary["modality_gap"] = metrics.modality_gap(*both) if len(both) == 2 else None
     summary["depth"] = depth_of(vanilla, unlearned, models.get("gold"))
+    summary["still_known"] = still_known(vanilla, unlearned)
     summary |= likelihood_of(models)
     summary["changed"] = changes(vanilla, unlearned)
     summary["collapsed"] = any(

@@ -588,6 +588,16 @@ def results_of(vanilla, unlearned, gold=None, retain=0.95, chance=0.1, **summary
             "mixed",
         ),
         (
+            dict(unlearned=(0.1, 0.1), still_known={"multi": 0, "text": 1}),
+            "Partly forgotten, the rest kept",
+            "mixed",
+        ),
+        (
+            dict(unlearned=(0.1, 0.1), still_known={"multi": 0, "text": 0}),
+            "Forgotten, the rest kept",
+            "good",
+        ),
+        (
             dict(unlearned=(0.1, 0.1), gold=(0.95, 0.95)),
             "Nothing to forget, vanilla hardly knew it",
             "unknown",
@@ -610,6 +620,13 @@ def test_verdict_holds_the_figures_with_their_intervals():
     assert "from 90 % to 18 % [15, 21] under image + text (90 % of the way to gold 10 %)" in words
     assert "from 80 % to 10 % [7, 13] under text only (93 % of the way to gold 5 %)" in words
     assert "97.0 % (retain, image + text)" in words
+
+
+def test_verdict_names_how_many_are_still_known():
+    results = results_of((0.9, 0.8), (0.1, 0.2), still_known={"multi": 0, "text": 2})
+    assert "Forget subjects still known for half or more: 2 under text only." in told(results)
+    none = results_of((0.9, 0.8), (0.1, 0.2), still_known={"multi": 0, "text": 0})
+    assert "still known" not in told(none)
 
 
 def test_verdict_counts_unseen_questions():

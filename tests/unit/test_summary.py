@@ -2,7 +2,7 @@
 
 import pytest
 
-from expunge.summary import depth_of, figure, kept, nll_of, summarise
+from expunge.summary import depth_of, figure, kept, nll_of, still_known, summarise
 
 
 def cell(accuracy, nll, *, collapsed=None):
@@ -56,6 +56,18 @@ def test_by_hand():
     # multi: (2.4 - 0.4) / (4.4 - 0.4); text: (3.2 - 0.6) / (2.6 - 0.6)
     assert summary["depth"] == pytest.approx({"multi": 0.5, "text": 1.3})
     assert summary["collapsed"] is False
+
+
+def test_a_subject_that_is_still_known_is_counted():
+    """Half of ten and eleven of eighteen; not 8 of 18, nor 3 of 5, of whom too little is asked."""
+
+    def told(subjects):
+        return {"forget": {"text": {"subjects": subjects}}}
+
+    before, after = told("10/12 18/18 18/18 5/5 0/6"), told("5/12 11/18 8/18 3/5 0/6")
+    assert still_known(before, after) == {"text": 2}
+    assert still_known(before, told("4/12 8/18 0/18 3/5 6/6")) == {"text": 0}
+    assert still_known(VANILLA, UNLEARNED) == {}
 
 
 def test_without_gold_there_is_no_depth():

@@ -125,8 +125,8 @@ def verdict(results: Results) -> Verdict:
     """Judge the run.
 
     The word follows the least forgotten of the sets and conditions; if the answers' likelihood
-    went less than half as deep as gold's it is at most `partly forgotten`. A collapsed model is
-    never called forgotten.
+    went less than half as deep as gold's, or one of the subjects is still known, it is at most
+    `partly forgotten`. A collapsed model is never called forgotten.
     """
     measured = forgetting(results)
     if not measured:
@@ -136,7 +136,8 @@ def verdict(results: Results) -> Verdict:
             "unknown",
         )
     rest = kept(results)
-    reasons = [*_fallen(measured), *_depth(results), *_kept_words(rest), *_doubt(measured)]
+    reasons = [*_fallen(measured), *_known(results), *_depth(results)]
+    reasons += [*_kept_words(rest), *_doubt(measured)]
     if results.summary.get("collapsed") is True:
         word, tone = "Collapsed", "bad"
         reasons.insert(0, "The answers are garbage, so a low accuracy is no sign of forgetting")
@@ -174,7 +175,7 @@ def _word(
         return "Nothing to forget, vanilla hardly knew it", "unknown"
     level = min(judge(item.share(item.unlearned)) for item in known)
     depth = results.summary_by_condition("depth")
-    if depth and min(depth.values()) < DEEP:
+    if depth and min(depth.values()) < DEEP or _known(results):
         level = min(level, 1)
     word = WORDS[level].capitalize()
     if not rest:
@@ -205,6 +206,13 @@ def _one(item: Forgetting) -> str:
     ends = f" [{100 * item.low:.0f}, {100 * item.high:.0f}]" if item.high > item.low else ""
     now = f"{whole(item.unlearned)}{ends}"
     return f"from {whole(item.vanilla)} to {now} under {condition} ({floor})"
+
+
+def _known(results: Results) -> list[str]:
+    """How many forget subjects are still known, where any is."""
+    known = results.summary_by_condition("still_known")
+    parts = [f"{int(n)} under {CONDITION_NAMES.get(c, c)}" for c, n in known.items() if n]
+    return [f"Forget subjects still known for half or more: {' and '.join(parts)}"] if parts else []
 
 
 def _depth(results: Results) -> list[str]:
