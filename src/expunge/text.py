@@ -84,6 +84,10 @@ def _summary_lines(results: Mapping[str, Any], summary: Mapping[str, Any]) -> st
     for name in ("real", "skills"):
         if summary.get(f"{name}_kept") is not None:
             lines.append(f"{name} kept: {summary[f'{name}_kept']:.3f}")
+    for c, number in summary.get("still_known", {}).items():
+        if number:
+            who = "1 forget subject is" if number == 1 else f"{number} forget subjects are"
+            lines.append(f"WARNING: {who} still known ({CONDITION_NAMES[c]}), see the report")
     if summary.get("collapsed"):
         lines.append("WARNING: answers have collapsed, see collapse in results.json")
     seconds = ", ".join(f"{k} {v:.1f} s" for k, v in results.get("seconds", {}).items())

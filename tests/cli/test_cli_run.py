@@ -63,6 +63,7 @@ def test_results_have_the_promised_keys(finished, task):
     for name in ("retain_kept", "neighbor_kept", "real_kept", "skills_kept", "modality_gap"):
         assert name in results["summary"]
     assert set(results["summary"]["depth"]) == {"multi", "text"}
+    assert set(results["summary"]["still_known"]) == {"multi", "text"}
     for model in results["models"].values():
         assert tuple(model) == SETS
         for name in SETS:

@@ -3,6 +3,7 @@
 import pytest
 
 from expunge.summary import depth_of, figure, kept, nll_of, still_known, summarise
+from expunge.text import results_table
 
 
 def cell(accuracy, nll, *, collapsed=None):
@@ -68,6 +69,20 @@ def test_a_subject_that_is_still_known_is_counted():
     assert still_known(before, after) == {"text": 2}
     assert still_known(before, told("4/12 8/18 0/18 3/5 6/6")) == {"text": 0}
     assert still_known(VANILLA, UNLEARNED) == {}
+
+
+@pytest.mark.parametrize(
+    ("known", "warning"),
+    [
+        ({"multi": 0, "text": 0}, None),
+        ({"multi": 0, "text": 1}, "WARNING: 1 forget subject is still known (text only), see"),
+        ({"multi": 3}, "WARNING: 3 forget subjects are still known (image+text), see"),
+    ],
+)
+def test_a_command_warns_of_subjects_that_are_still_known(known, warning):
+    summary = summarise({"vanilla": VANILLA, "unlearned": UNLEARNED}) | {"still_known": known}
+    told = results_table({"models": {}, "notes": [], "summary": summary}, None)
+    assert ("still known" in told) == bool(warning) and (warning or "") in told
 
 
 def test_without_gold_there_is_no_depth():
