@@ -92,12 +92,17 @@ def by_subject(rows: Sequence[Answered]) -> str:
     return " ".join(f"{sum(each)}/{len(each)}" for _, each in sorted(told.items()))
 
 
+def counts(told: str) -> list[tuple[int, int]]:
+    """What `by_subject` wrote as (right, asked), one subject after another."""
+    pairs = (each.split("/") for each in told.split())
+    return [(int(right), int(asked)) for right, asked in pairs]
+
+
 def each_answer(told: str) -> tuple[list[float], list[int]]:
     """What `by_subject` wrote as 1 or 0 for every question, right ones first, and its subject."""
     values: list[float] = []
     groups: list[int] = []
-    for place, each in enumerate(told.split()):
-        right, asked = map(int, each.split("/"))
+    for place, (right, asked) in enumerate(counts(told)):
         values += [1.0] * right + [0.0] * (asked - right)
         groups += [place] * asked
     return values, groups

@@ -8,7 +8,7 @@ from typing import Any
 
 from expunge import metrics
 from expunge.data import CONDITIONS
-from expunge.scores import each_answer
+from expunge.scores import counts, each_answer
 
 Figures = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -56,8 +56,11 @@ def still_known(vanilla: Figures, unlearned: Figures) -> dict[str, int]:
     found = {}
     for condition in CONDITIONS:
         before, after = (
-            [int(each.split("/")[0]) for each in str(cell.get("subjects", "")).split()]
-            for cell in (m.get("forget", {}).get(condition, {}) for m in (vanilla, unlearned))
+            [
+                right
+                for right, _ in counts(m.get("forget", {}).get(condition, {}).get("subjects", ""))
+            ]
+            for m in (vanilla, unlearned)
         )
         if before and len(before) == len(after):
             pairs = zip(before, after, strict=True)

@@ -28,7 +28,7 @@ from expunge.methods import erase, gated, spare
 from expunge.methods.base import END, PICTURE, Fit, Tokens, Verdict
 from expunge.methods.chain import POOR, Chain, leaps, left_over
 from expunge.methods.erase import Erased
-from expunge.methods.neurons import GAIN, Found, Place, edits_at
+from expunge.methods.neurons import GAIN, SHARP, Found, Place, edits_at
 from expunge.methods.seek import Bounds, Kept, Looked, Seeker
 from expunge.methods.spare import Spare
 from expunge.methods.swap import Usual, written
@@ -202,9 +202,10 @@ def test_new_neurons_do_what_the_plan_says(world, small, questions):
     key, edit = next(iter(small.edits.items()))
     new = edit.rewire
     assert len(new.index) > 1 and bool((new.constant > 0).any())
+    assert bool(((new.constant == 0) != (new.factor == 0)).all())
     steep = torch.arange(len(new.index)) % 2 == 0
     factor, constant = (
-        torch.where(steep, new.constant / 256, 0),
+        torch.where(steep, new.constant / SHARP, 0),
         torch.where(steep, 0, new.constant),
     )
     new = replace(new, factor=factor, constant=constant)

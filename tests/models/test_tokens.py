@@ -73,9 +73,7 @@ def test_where_a_question_ends(bench, condition):
         (batch,) = batches(bench.model, bench.prompter, [row], condition)
         told = batch.answer[0].tolist()
         begins = told.index(True)
-        assert (
-            any(told) and not told[-1]
-        )  # a token after the answer, which is no part of a question
+        assert any(told) and not told[-1]  # the last closes the answer and is not asked
         mine = found.question == place
         assert found.asked[mine].tolist() == [i < begins for i in range(len(told))]
         assert found.end[mine].tolist() == [i == begins - 1 for i in range(len(told))]

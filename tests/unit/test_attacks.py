@@ -205,10 +205,10 @@ def test_led_in_answers_are_judged_behind_the_lead(context, rows):
     candidate = context.models["vanilla"]
     for example in rows["forget"][:18:3]:
         first, second = example.answer.split()
-        score = prefix.led(context, first)
+        score = prefix.begun(context, 0, first)
         right, wrong = replace(example, answer=second), replace(example, answer="tower")
         assert score(candidate, [right, wrong], "text") == [1.0, 0.0]
-    assert prefix.led(context, "It is")(candidate, rows["forget"][:4], "text") == [0.0] * 4
+    assert prefix.begun(context, 0, "It is")(candidate, rows["forget"][:4], "text") == [0.0] * 4
 
 
 # Pictures

@@ -38,20 +38,11 @@ def word_hint(text: str, example: Example) -> str:
     return f'{text} The answer starts with "{start(example.answer.strip())}".'
 
 
-def begun(context: Context, given: int) -> Scorer:
-    """A scorer: 1 where all tokens after the first `given` are the arg max; one is always left."""
+def begun(context: Context, given: int, lead: str = "") -> Scorer:
+    """A scorer: 1 where all tokens after the first `given` are the arg max; one is always left.
 
-    def score(candidate: Candidate, examples: Sequence[Example], condition: str) -> list[float]:
-        forced = teacher_forced(
-            candidate.model, candidate.prompter, examples, condition, batch_size=context.batch_size
-        )
-        return [float(f.hits[min(given, len(f.hits) - 1) :].all()) for f in forced]
-
-    return score
-
-
-def led(context: Context, lead: str) -> Scorer:
-    """A scorer: 1 where every token of the answer is the arg max behind words that tell nothing."""
+    Words that tell nothing may lead the answer in, and are given too.
+    """
 
     def score(candidate: Candidate, examples: Sequence[Example], condition: str) -> list[float]:
         forced = teacher_forced(
@@ -59,11 +50,12 @@ def led(context: Context, lead: str) -> Scorer:
             candidate.prompter,
             examples,
             condition,
-            answers=[f"{lead} {e.answer.strip()}" for e in examples],
+            answers=[f"{lead} {e.answer.strip()}" for e in examples] if lead else None,
             batch_size=context.batch_size,
         )
-        spoken = len(candidate.prompter.tokenizer(lead, add_special_tokens=False).input_ids)
-        return [float(f.hits[min(spoken, len(f.hits) - 1) :].all()) for f in forced]
+        spoken = candidate.prompter.tokenizer(lead, add_special_tokens=False).input_ids
+        first = given + (len(spoken) if lead else 0)
+        return [float(f.hits[min(first, len(f.hits) - 1) :].all()) for f in forced]
 
     return score
 
@@ -77,7 +69,7 @@ def run(context: Context) -> Result:
     }
     forced = {"no token given": begun(context, 0)}
     forced |= {f"{n} token{'s'[: n > 1]} given": begun(context, n) for n in GIVEN}
-    forced |= {f'led in by "{lead}"': led(context, lead) for lead in LEADS}
+    forced |= {f'led in by "{lead}"': begun(context, 0, lead) for lead in LEADS}
     rows = [*compared(context, asked), *compared(context, forced)]
     note = (
         "Told: 'The answer starts with ...' after the question. Given: the answer's first tokens"

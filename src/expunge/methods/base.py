@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from expunge.sites import Values
 
 PICTURE = "picture"
-END = "end"
 """The condition `multi` at the positions of the image alone, where a method asks for it."""
+END = "end"
+"""Either condition where questions end alone: see `Tokens.end`."""
 ASIDE = "aside"
 """Name of the retain subjects that are put aside to judge by."""
 NOISE_SET = "noise"
@@ -118,7 +120,7 @@ class Tokens:
     question: Tensor | None = None
     answer: Tensor | None = None
 
-    @property
+    @cached_property
     def asked(self) -> Tensor:
         """Whether the position is before the answer of its question, bool [n]."""
         assert self.question is not None and self.answer is not None
@@ -129,7 +131,7 @@ class Tokens:
         first = torch.where(begins, place, 0).cummax(0).values
         return told == (told - self.answer.long())[first]
 
-    @property
+    @cached_property
     def end(self) -> Tensor:
         """Whether the position is the last one before the answer of its question, bool [n]."""
         asked, question = self.asked, self.question

@@ -175,7 +175,8 @@ def _word(
         return "Nothing to forget, vanilla hardly knew it", "unknown"
     level = min(judge(item.share(item.unlearned)) for item in known)
     depth = results.summary_by_condition("depth")
-    if depth and min(depth.values()) < DEEP or _known(results):
+    shallow = depth and min(depth.values()) < DEEP
+    if shallow or any(results.summary_by_condition("still_known").values()):
         level = min(level, 1)
     word = WORDS[level].capitalize()
     if not rest:
