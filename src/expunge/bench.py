@@ -151,6 +151,7 @@ class Bench:
         edits: Mapping[str, SiteEdit] | None = None,
         *,
         apart: bool = False,
+        ends: bool = False,
         streams: bool = False,
         limit: int | None = None,
     ) -> dict[str, Tokens]:
@@ -172,6 +173,7 @@ class Bench:
                 condition,
                 places,
                 apart=apart,
+                ends=ends,
                 streams=streams,
                 limit=limit,
                 batch_size=self.config.batch_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ def collect_tokens(
     places: Sequence[tuple[Site, Inner]],
     *,
     apart: bool = False,
+    ends: bool = False,
     streams: bool = False,
     limit: int | None = None,
     batch_size: int = 32,
@@ -72,6 +74,7 @@ def collect_tokens(
         places: Where to listen.
         apart: Tell the questions apart; else questions about one picture run it once, and it
             counts once.
+        ends: Keep nothing but the last position before each answer; the questions are told apart.
         streams: Keep what the layers pass on.
         limit: Positions kept of each site at most, drawn evenly.
         batch_size: Examples per forward pass.
@@ -94,6 +97,7 @@ def collect_tokens(
         site.key: _Sample(limit, torch.Generator().manual_seed(seed), []) for site, _ in places
     }
     seen = _Seen()
+    keep = partial(_keep, model, places, seen, samples, apart or ends, streams)
     brief = lean(model)
     done = 0
     with _heard(model, places, seen):
@@ -101,11 +105,13 @@ def collect_tokens(
             batch = each
             if isinstance(each, Shared):
                 batch = each.begin(model)
-                _keep(model, each.head, places, seen, samples, apart, streams)
+                if not ends:
+                    keep(each.head, each.head.mask)
+                seen.last.clear()
             assert isinstance(batch, Batch)
             with seen.briefly(model):
                 model(**batch.inputs, **brief)
-            _keep(model, batch, places, seen, samples, apart, streams)
+            keep(batch, last_asked(batch) if ends else batch.mask)
             done += len(batch.mask)
             if tick:
                 tick(done)
@@ -210,15 +216,15 @@ def _heard(model: nn.Module, places: Sequence[tuple[Site, Inner]], seen: _Seen) 
 
 def _keep(
     model: Any,
-    batch: Batch,
     places: Sequence[tuple[Site, Inner]],
     seen: _Seen,
     samples: dict[str, _Sample],
     apart: bool,
     streams: bool,
+    batch: Batch,
+    mask: Tensor,
 ) -> None:
-    """Add the counted positions of the batch that has just run."""
-    mask = batch.mask
+    """Add the positions of a mask, of the batch that has just run."""
     held = placeholder_mask(model, batch, {s.tower for s, _ in places} | {"vision"})
     place = torch.nonzero(mask)
     rows = torch.tensor(batch.rows, device=mask.device)
@@ -248,6 +254,14 @@ def _keep(
         if apart:
             part["question"], part["answer"] = rows[place[:, 0]], batch.answer[mask]
         sample.add(part)
+
+
+def last_asked(batch: Batch) -> Tensor:
+    """The last position before each answer, bool like the mask."""
+    behind = batch.answer.long().cumsum(1) > 0
+    last = torch.zeros_like(behind)
+    last[:, :-1] = behind[:, 1:] & ~behind[:, :-1]
+    return last & batch.mask
 
 
 def _tokens(sample: _Sample) -> Tokens:

@@ -65,26 +65,31 @@ def test_questions_apart_are_all_positions(bench, condition):
 
 
 @pytest.mark.parametrize("condition", ["multi", "text"])
-def test_where_a_question_ends(bench, condition):
-    """What is asked of a question, and its last position, by a loop over questions one by one."""
-    key = bench.sites[0].key
-    found = bench.tokens("forget", condition, [key], apart=True)[key]
+def test_what_is_asked_and_where_it_ends(bench, condition):
+    """By a loop over questions one by one; what they share is run once for the ends."""
+    key = bench.sites[1].key
+    found = bench.tokens("forget", condition, [key], apart=True, streams=True)[key]
+    ends = bench.tokens("forget", condition, [key], ends=True, streams=True)[key]
+    assert sorted(ends.question.tolist()) == list(range(5))
+    assert bool(ends.asked.all()) and not bool(ends.picture.any())
     for place, row in enumerate(bench.sets["forget"]):
         (batch,) = batches(bench.model, bench.prompter, [row], condition)
         told = batch.answer[0].tolist()
         begins = told.index(True)
         assert any(told) and not told[-1]  # the last closes the answer and is not asked
-        mine = found.question == place
+        mine = torch.nonzero(found.question == place)[:, 0]
         assert found.asked[mine].tolist() == [i < begins for i in range(len(told))]
-        assert found.end[mine].tolist() == [i == begins - 1 for i in range(len(told))]
+        for name in ("x", "stream"):
+            one, of_all = (getattr(each, name) for each in (ends, found))
+            alone = one[ends.question == place][0]
+            torch.testing.assert_close(alone, of_all[mine[begins - 1]], rtol=1e-4, atol=1e-5)
 
 
-def test_a_question_without_an_answer_ends_with_its_last_position():
+def test_all_of_a_question_without_an_answer_is_asked():
     none = torch.zeros(5, dtype=torch.bool)
     question = torch.tensor([3, 3, 0, 0, 0])
     found = Tokens(torch.ones(5, 2), none, torch.ones(2), question=question, answer=none)
     assert found.asked.all()
-    assert found.end.tolist() == [False, True, False, False, True]
 
 
 @pytest.mark.parametrize("apart", [True, False])

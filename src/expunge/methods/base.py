@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PICTURE = "picture"
 """The condition `multi` at the positions of the image alone, where a method asks for it."""
 END = "end"
-"""Either condition where questions end alone: see `Tokens.end`."""
+"""Either condition at the last position of every question alone."""
 ASIDE = "aside"
 """Name of the retain subjects that are put aside to judge by."""
 NOISE_SET = "noise"
@@ -131,15 +131,6 @@ class Tokens:
         first = torch.where(begins, place, 0).cummax(0).values
         return told == (told - self.answer.long())[first]
 
-    @cached_property
-    def end(self) -> Tensor:
-        """Whether the position is the last one before the answer of its question, bool [n]."""
-        asked, question = self.asked, self.question
-        assert question is not None
-        more = torch.zeros_like(asked)
-        more[:-1] = asked[1:] & (question[1:] == question[:-1])
-        return asked & ~more
-
 
 @dataclass(frozen=True)
 class Fit:
@@ -204,6 +195,7 @@ class Access(Protocol):
         edits: Mapping[str, SiteEdit] | None = None,
         *,
         apart: bool = False,
+        ends: bool = False,
         streams: bool = False,
         limit: int | None = None,
     ) -> Mapping[str, Tokens]:

@@ -1,4 +1,11 @@
-"""Find detectors site after site, each at what the sites before leave; see `gated`."""
+"""Find detectors: where questions end, then site after site for who is still known; see `gated`.
+
+Where a question ends, what is answered has come together in whatever words it was asked. So at
+several sites over the depth every subject gets a detector there, each as if it were the only one:
+in a deep model the first sites know nothing yet there and one of the later ones does it all; where
+more than one does it, the others stand behind the first, for what some other words of a question,
+or training, leads past it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from expunge.data import CONDITIONS
 from expunge.detectors import Background
 from expunge.methods.base import END, PICTURE, UNSEEN_SET, Evidence, Fit, Part, Verdict
 from expunge.methods.erase import ENERGY, Erased
@@ -26,10 +34,9 @@ from expunge.methods.swap import Usual
 from expunge.plan import SiteEdit
 from expunge.subspace import compressed
 
-VIEWS = {"multi": (END, "multi", PICTURE), "text": (END, "text")}
+VIEWS = {"multi": ("multi", PICTURE), "text": ("text",)}
+SITES = 8
 ADDED = (1, 2, 3)
-LEAPS = 8
-FIRST = 4
 PATIENCE = 2
 POOR = 0.5
 HELPS = 0.03
@@ -37,7 +44,7 @@ HELPS = 0.03
 
 @dataclass
 class Chain:
-    """Finds detectors site after site, each at what the sites before leave.
+    """Finds detectors where questions end, then site after site, each at what those before leave.
 
     Attributes:
         evidence: The model, through `access` and `judge`.
@@ -47,8 +54,8 @@ class Chain:
         erased: What is taken out beforehand.
         places: Sites with what was found there.
         shadow: The same, found without the subjects that are put aside.
-        views: Part -> the view at whose positions it was last looked at: `end` (where questions
-            end), `multi` (beside the picture), `picture` or `text`.
+        views: Part -> the view at whose positions it was last looked at: `multi` (beside the
+            picture), `picture` or `text`; not of who was forgotten where questions end.
         strengths: At which the chain is carried out while it goes on.
         kept: What enters the sites on all that is kept; read once for all runs where it fits.
     """
@@ -77,29 +84,50 @@ class Chain:
         return together(self.erased.shadow, edits_at(self.shadow, strengths))
 
     def run(self, strengths: Strengths) -> None:
-        """Go on until at these strengths everything is forgotten, or no site is left.
+        """Find detectors where questions end, then go on for who is still known by half (`POOR`).
 
-        Reading what enters a site costs much, and strengths do what little is left. So the first
-        `FIRST` sites are for anybody who is not forgotten, the others and a second turn for who is
-        known by half (`POOR`). A turn ends after `PATIENCE` sites of which nothing is kept.
+        Strengths do what little is left of the others. A turn ends after `PATIENCE` sites of which
+        nothing is kept; there are two.
         """
         access, judge = self.evidence.access, self.evidence.judge
         assert access is not None and judge is not None
         fits = {s.key: fit for s in self.evidence.sites if (fit := access.fit(s.key)) is not None}
-        if self.kept is None:
-            self.kept = Kept(access, list(leaps(list(fits))), self.bounds, self.erased.edits)
-        kept = self.kept
         self.strengths = strengths
+        if self.kept is None:
+            keys = spread(list(fits), SITES)
+            self.kept = Kept(access, keys, self.bounds, self.erased.edits)
+            self._ends(self.kept, fits)
+        kept = self.kept
         now = judge(self.edits(strengths), []) if self.places else self.bare
-        for turn in range(2):
+        for _ in range(2):
             idle = 0
-            for place, key in enumerate(kept.keys):
-                left = left_over(now, 1.0 if place < FIRST and not turn else POOR)
+            for key in kept.keys:
+                left = left_over(now, POOR)
                 if not left or idle == PATIENCE:
                     break
                 before = now
                 now = self._best(kept, key, fits[key], now, left)
                 idle = 0 if now is not before else idle + 1
+
+    def _ends(self, kept: Kept, fits: Mapping[str, Fit]) -> None:
+        """At every site one detector for each subject and condition, where questions end.
+
+        Each is found at what enters without any other.
+        """
+        access, judge = self.evidence.access, self.evidence.judge
+        assert access is not None and judge is not None
+        given = {
+            c: access.tokens("forget", c, kept.keys, self.erased.edits, ends=True, streams=True)
+            for c in CONDITIONS
+        }
+        for key in kept.keys:
+            for seeker in self._seekers(kept, key, fits[key]):
+                alone = replace(seeker, place=replace(seeker.place, found=[]))
+                for condition, tokens in given.items():
+                    if key in tokens:
+                        parts = {s: (condition, group) for s, group in judge.groups.items()}
+                        looked = Looked(condition, tokens[key], parts, 1)
+                        seeker.place.found = [*seeker.place.found, *alone.seek(looked, END)]
 
     def _best(self, kept: Kept, key: str, fit: Fit, now: Verdict, left: set[str]) -> Verdict:
         """Look through a site, and keep for each part what forgets it best, if by `HELPS` at least.
@@ -322,8 +350,8 @@ def together(erased: Mapping[str, SiteEdit], new: Mapping[str, SiteEdit]) -> dic
     return {**erased, **both}
 
 
-def leaps(keys: Sequence[str]) -> Iterator[str]:
-    """Sites in the order they are tried: a few spread over the depth first, from the first on."""
-    step = max(1, len(keys) // LEAPS)
-    for offset in sorted(range(step), key=lambda o: (o * 2 % step, o)):
-        yield from keys[offset::step]
+def spread(keys: Sequence[str], most: int) -> list[str]:
+    """At most so many (two or more), evenly spread, the first and the last among them."""
+    if len(keys) <= most:
+        return list(keys)
+    return [keys[round(i * (len(keys) - 1) / (most - 1))] for i in range(most)]

@@ -1,18 +1,17 @@
 """The default method: neurons nobody needs become detectors of the forget set, and take it out.
 
 What can be taken out for nothing is taken out first (see `erase`). The rest goes otherwise, since a
-linear edit takes from everybody in proportion, but a neuron has a threshold. Site after site, from
-the first: what enters the MLP at the forget questions (the sites before are edited already) is
-compared with what enters it at retain questions and at questions about nothing in particular. For
-each subject and condition a few detectors are found (see `detectors`): silent on all that is kept
-and on as many more questions about nothing, to which none was fitted; speaking on a group of the
-subject's positions: where questions end, since what is answered has come together there in whatever
-words it was asked; where that does not do, at all positions before the answer. Each becomes one
-neuron, in the place of one that hardly does anything and that the others make up for (see `spare`).
-Together a subject's neurons write what the layer would pass on for nobody in particular in the
-place of what it does for the subject (see `swap`). When the model answers about a subject like one
-that never knew (see `search.of_groups`), it gets no more detectors; of those that a site gives it,
-those are kept that forget most (see `chain`).
+linear edit takes from everybody in proportion, but a neuron has a threshold. At several sites over
+the depth what enters the MLP at the forget questions is compared with what enters it at retain
+questions and at questions about nothing in particular. For each subject and condition a detector is
+found (see `detectors`): silent on all that is kept and on as many more questions about nothing, to
+which none was fitted; speaking on a group of the subject's positions where questions end, since
+what is answered has come together there in whatever words it was asked. For subjects who are still
+known with these, more are found site after site, from the first, at all positions before the answer
+(the other sites are edited already; see `chain`). Each becomes one neuron, in the place of one that
+hardly does anything and that the others make up for (see `spare`). Together a subject's neurons
+write what the layer would pass on for nobody in particular in the place of what it does for the
+subject (see `swap`).
 
 How loud new neurons are is one strength for each condition and subject, found by search. What it
 costs is asked of retain subjects that were put aside, under detectors found without them, and of

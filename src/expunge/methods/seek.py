@@ -50,7 +50,7 @@ class Bounds:
 
     Attributes:
         positions: Positions of each set and condition at most.
-        sites: Sites at most.
+        sites: Sites at a time at most.
     """
 
     positions: int = SAMPLE
@@ -85,35 +85,31 @@ class Bounds:
 
 @dataclass
 class Kept:
-    """What enters the sites on all that is kept: samples of as many sites as can be held.
+    """What enters some sites on all that is kept: samples.
 
-    To read one site costs as much as to read all before it. So a few are read at a time, in the
-    order in which they are asked for, and each time as many as were read before. Every turn asks
-    for the first ones first: where there is no room for more, those read last make it.
+    To read one site costs as much as to read all before it. So as many are read together as can be
+    held, and anew only where that is not all.
 
     Attributes:
         access: The model.
-        keys: The sites, in the order they are asked for.
+        keys: The sites.
         bounds: How much is held.
         edits: What the model carries meanwhile.
-        held: Site key -> set -> samples.
+        held: Site key -> set -> condition -> samples.
     """
 
     access: Access
     keys: Sequence[str]
     bounds: Bounds
-    edits: Mapping[str, SiteEdit] = field(default_factory=dict)
+    edits: Mapping[str, SiteEdit]
     held: dict[str, dict[str, dict[str, Tokens]]] = field(default_factory=dict)
 
     def at(self, key: str) -> dict[str, dict[str, Tokens]]:
         """By set and condition, the samples of one site; those of retain with their streams."""
         if key not in self.held:
-            new = [k for k in self.keys[self.keys.index(key) :] if k not in self.held]
-            room, known = self.bounds.sites, len(self.held)
-            new = new[: min(room - known, max(AT_A_TIME, known)) or min(room, AT_A_TIME)]
-            while len(self.held) + len(new) > room:
-                self.held.popitem()
-            self._read(new)
+            first = self.keys.index(key) // self.bounds.sites * self.bounds.sites
+            self.held.clear()
+            self._read(self.keys[first : first + self.bounds.sites])
         return self.held[key]
 
     def _read(self, keys: Sequence[str]) -> None:
@@ -186,7 +182,8 @@ class Seeker:
     def seek(self, looked: Looked, view: str) -> list[Found]:
         """The detectors of the place with more of them, for subjects at the positions of a view.
 
-        Those of the same subject and condition that were there already write something else then.
+        Those of the same subject and condition that were there already write something else then,
+        but for those of the other kind: where questions end, or not.
         """
         tokens = looked.tokens
         assert tokens.question is not None
@@ -194,7 +191,7 @@ class Seeker:
         names = sorted(set(owners))
         own = torch.tensor([names.index(o) for o in owners])[tokens.question.cpu()]
         seen = tokens.asked  # of all views: the detectors of each are fitted together
-        at_view = {PICTURE: tokens.picture, END: tokens.end, "multi": ~tokens.picture}
+        at_view = {PICTURE: tokens.picture, "multi": ~tokens.picture}
         inside = seen & at_view.get(view, seen)
         for known in self.place.found:
             inside = inside & (self.place.level(tokens.x, known.row) <= known.edge)
@@ -207,7 +204,7 @@ class Seeker:
         for name, new in self._subjects(looked, mine, view).items():
             found += new
             if new:
-                found = self._writing(found, looked, name, whole[name])
+                found = self._writing(found, looked, name, whole[name], end=view == END)
         return found
 
     def _subjects(
@@ -257,16 +254,15 @@ class Seeker:
         return self.place.ones(self.unseen)
 
     def _writing(
-        self, found: Sequence[Found], looked: Looked, name: str, positions: Tensor
+        self, found: Sequence[Found], looked: Looked, name: str, positions: Tensor, *, end: bool
     ) -> list[Found]:
         """Detectors of which those of a subject and condition write what swaps the subject.
 
         Those of them that have nothing to say any more, as the sites before have changed, are left
         out.
         """
-        theirs = [
-            i for i, f in enumerate(found) if (f.part[0], f.subject) == (looked.condition, name)
-        ]
+        own = looked.condition, name, end
+        theirs = [i for i, f in enumerate(found) if (f.part[0], f.subject, f.end) == own]
         tokens = looked.tokens
         assert tokens.stream is not None
         x = tokens.x[positions]
