@@ -159,7 +159,7 @@ class Bench:
         places = [(s, self._inner[s.key]) for s in self.sites if s.key in keys]
         rows = self.sets.get(data, [])
         total = sum(e.has(condition) for e in rows)
-        if not total:
+        if not (total and places):
             return {}
         with (
             self._edited(edits or {}),

@@ -94,6 +94,13 @@ class Batch:
         return Batch(self.rows, as_floats(inputs, dtype), mask, answer, closing)
 
 
+def predicting(at: Tensor) -> Tensor:
+    """Where the token behind is one of those at `at`, both bool [batch, length]."""
+    before = torch.zeros_like(at)
+    before[:, :-1] = at[:, 1:]
+    return before
+
+
 def _sent(value: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device; to a CUDA device it goes while that still computes."""
     if device.type == "cuda" and value.device.type == "cpu":

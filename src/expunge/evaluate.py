@@ -13,7 +13,7 @@ from torch import Tensor
 
 from expunge import metrics
 from expunge.data import CONDITIONS, Example, Suite
-from expunge.encoding import Batch
+from expunge.encoding import Batch, predicting
 from expunge.ends import end_tokens
 from expunge.models import Prompter, accepts
 from expunge.prefix import begun, shared_batches
@@ -76,8 +76,7 @@ def answer_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     at = batch.answer.clone()
     rows = torch.nonzero(batch.closing >= 0)[:, 0]
     at[rows, batch.closing[rows]] = True
-    predicts = torch.zeros_like(at)
-    predicts[:, :-1] = at[:, 1:]
+    predicts = predicting(at)
     if accepts(model, "logits_to_keep"):
         columns = torch.nonzero(predicts.any(0))[:, 0]
         logits = model(**batch.inputs, logits_to_keep=columns, use_cache=False).logits

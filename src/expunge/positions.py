@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.encoding import Batch, placeholder_mask
+from expunge.encoding import Batch, placeholder_mask, predicting
 from expunge.errors import InputError
 from expunge.sites import Site
 
@@ -96,9 +96,7 @@ def _coarser(z: Tensor, mask: Tensor) -> bool:
 def position_mask(model: Any, batch: Batch, positions: str, towers: Iterable[str] = ()) -> Tensor:
     """Which positions of `batch.tokens` count, bool [batch, length]."""
     if positions == "answer":
-        predicts = torch.zeros_like(batch.answer)
-        predicts[:, :-1] = batch.answer[:, 1:]
-        return predicts
+        return predicting(batch.answer)
     whole = batch.decoder_mask if "decoder_input_ids" in batch.inputs else batch.mask
     if positions in ("no_image", "image"):
         held = placeholder_mask(model, batch, towers)

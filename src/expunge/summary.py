@@ -55,17 +55,17 @@ def still_known(vanilla: Figures, unlearned: Figures) -> dict[str, int]:
     """
     found = {}
     for condition in CONDITIONS:
-        before, after = (
-            [
-                right
-                for right, _ in counts(m.get("forget", {}).get(condition, {}).get("subjects", ""))
-            ]
-            for m in (vanilla, unlearned)
-        )
+        before, after = (right_by_subject(m, condition) for m in (vanilla, unlearned))
         if before and len(before) == len(after):
             pairs = zip(before, after, strict=True)
             found[condition] = sum(b >= ENOUGH and a >= STILL * b for b, a in pairs)
     return found
+
+
+def right_by_subject(model: Figures, condition: str) -> list[int]:
+    """Right answers about each forget subject; none where figures by subject are lacking."""
+    cell = model.get("forget", {}).get(condition, {})
+    return [right for right, _ in counts(cell.get("subjects", ""))]
 
 
 def nll_of(model: Figures | None, condition: str) -> float | None:

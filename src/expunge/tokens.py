@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.data import Example
-from expunge.encoding import Batch, batches, placeholder_mask
+from expunge.encoding import Batch, batches, placeholder_mask, predicting
 from expunge.errors import InputError
 from expunge.methods.base import Tokens
 from expunge.models import Prompter
@@ -105,9 +105,10 @@ def collect_tokens(
             batch = each
             if isinstance(each, Shared):
                 batch = each.begin(model)
-                if not ends:
+                if ends:
+                    seen.last.clear()
+                else:
                     keep(each.head, each.head.mask)
-                seen.last.clear()
             assert isinstance(batch, Batch)
             with seen.briefly(model):
                 model(**batch.inputs, **brief)
@@ -259,9 +260,7 @@ def _keep(
 def last_asked(batch: Batch) -> Tensor:
     """The last position before each answer, bool like the mask."""
     behind = batch.answer.long().cumsum(1) > 0
-    last = torch.zeros_like(behind)
-    last[:, :-1] = behind[:, 1:] & ~behind[:, :-1]
-    return last & batch.mask
+    return predicting(behind) & ~behind & batch.mask
 
 
 def _tokens(sample: _Sample) -> Tokens:

@@ -292,8 +292,8 @@ class Chain:
         left = looked.parts
         for view in (first, *more):
             found[view] = seeker.seek(replace(looked, parts=left), view)
-            if same(found[view], seeker.place.found):
-                continue
+            if not more or same(found[view], seeker.place.found):
+                continue  # there is nothing to compare
             tried = self.places | {key: replace(self.places[key], found=found[view])}
             now = judge.about(self._of(tried, self.strengths), set(left.values()))
             for part, share in finely(now).items():
