@@ -411,17 +411,17 @@ def test_where_questions_end_every_site_is_looked_at_as_if_it_were_the_only_one(
             return [(part, who) for who, part in looked.parts.items()]
 
     class Scripted(Chain):
-        def _seekers(self, kept, key, fit):
+        def _seekers(self, kept, key):
             if key == "b":
                 return []
             for places in (self.places, self.shadow):
-                places[key] = Place(fit, None, spares(9))
+                places[key] = Place(Fit(True, True), None, spares(9))
             return [Seek(places[key]) for places in (self.places, self.shadow)]
 
     access = SimpleNamespace(tokens=tokens)
     evidence = SimpleNamespace(access=access, judge=SimpleNamespace(groups=parts))
     chain = Scripted(evidence, None, None, Bounds(), Erased({"a": "taken out"}))
-    chain._ends(SimpleNamespace(keys=keys), dict.fromkeys(keys, Fit(True, True)))
+    chain._ends(SimpleNamespace(keys=keys))
     assert [each[:2] for each in given] == [("forget", c) for c in CONDITIONS]
     for _, _, sites, edits, options in given:
         assert sites == keys and edits == {"a": "taken out"}
@@ -472,7 +472,7 @@ def test_of_what_a_site_gives_each_part_keeps_what_forgets_it_best():
         def edits(self, strengths):
             return [f for place in self.places.values() for f in place.found]
 
-        def _site(self, kept, key, fit, now, left):
+        def _site(self, kept, key, now, left):
             visits.append(key)
             for places in (self.places, self.shadow):
                 places.setdefault(key, Place(Fit(True, True), None, spares(9)))
@@ -490,31 +490,43 @@ def test_of_what_a_site_gives_each_part_keeps_what_forgets_it_best():
     evidence = SimpleNamespace(access=access, judge=judge, sites=sites)
     chain = Scripted(evidence, judge([], []), judge([], []), Bounds(), Erased())
     chain.kept = SimpleNamespace(keys=list(script))
-    chain.run({})
+    assert chain.go_on({})
     assert visits == [*"abcab"]
     for places in (chain.places, chain.shadow):
         assert not places["b"].found and not places["c"].found
         found = {who: [f.recalls for f in places["a"].found if f.part[1] == who] for who in "xy"}
         assert found == {"x": [0.6], "y": [0.9, 0.2]}
+    assert not chain.go_on({})  # what helps has been found
 
 
 @pytest.mark.parametrize(
-    ("orders", "asked", "taken"),
-    [([0.97, 0.99], 1, 0.97), ([0.5, 0.96, 0.99], 2, 0.96), ([0.5, 0.4, 0.6, 0.9], 3, 0.6)],
+    ("orders", "helps", "asked", "taken"),
+    [
+        ([0.97, 0.99], True, 1, 0.97),
+        ([0.5, 0.96, 0.99], True, 2, 0.96),
+        ([0.5, 0.4, 0.6, 0.9], True, 3, 0.6),
+        ([0.5, 0.99], False, 1, 0.5),
+    ],
 )
 def test_rounds_go_on_until_enough_is_forgotten_and_the_best_is_taken(
-    monkeypatch, orders, asked, taken
+    monkeypatch, orders, helps, asked, taken
 ):
     runs, left = [], list(orders)
 
     class Scripted(SimpleNamespace):
-        def run(self, strengths):
+        found = True
+
+        def begin(self):
+            assert not runs
+
+        def go_on(self, strengths):
             runs.append(dict(strengths))
+            return helps
 
     def made(evidence, *_):
         return Scripted(evidence=evidence, erased=Erased(), views={}, places=places, bounds=bounds)
 
-    def searched(chain, keep, pace):
+    def searched(chain, keep):
         order = left.pop(0)
         step = SimpleNamespace(least=order, strengths={("multi", ""): order})
         return gated.Searched({"site": order}, step, {})
@@ -533,7 +545,8 @@ def test_rounds_go_on_until_enough_is_forgotten_and_the_best_is_taken(
     )
     outcome = gated.decide(evidence, RunConfig())
     assert len(orders) - len(left) == asked and outcome.edits == {"site": taken}
-    assert runs[1:] == [{("multi", ""): order} for order in orders[: asked - 1]]
+    tried = orders[:asked] if not helps else orders[: asked - 1]
+    assert runs == [{("multi", ""): order} for order in tried]
 
 
 def test_each_part_is_looked_at_in_the_view_that_forgets_more_of_it():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
@@ -83,22 +84,26 @@ class Chain:
         """The same, made without the subjects that are put aside."""
         return together(self.erased.shadow, edits_at(self.shadow, strengths))
 
-    def run(self, strengths: Strengths) -> None:
-        """Find detectors where questions end, then go on for who is still known by half (`POOR`).
+    def begin(self) -> None:
+        """Find detectors where questions end, at sites spread over the depth."""
+        keys = spread(list(self._fits), SITES)
+        access = self.evidence.access
+        assert access is not None
+        self.kept = Kept(access, keys, self.bounds, self.erased.edits)
+        self._ends(self.kept)
 
-        Strengths do what little is left of the others. A turn ends after `PATIENCE` sites of which
-        nothing is kept; there are two.
+    def go_on(self, strengths: Strengths) -> bool:
+        """Go on site after site for who is still known by half (`POOR`) at some strengths.
+
+        A turn ends after `PATIENCE` sites of which nothing is kept; there are two.
+
+        Returns:
+            Whether anything was found that helps.
         """
-        access, judge = self.evidence.access, self.evidence.judge
-        assert access is not None and judge is not None
-        fits = {s.key: fit for s in self.evidence.sites if (fit := access.fit(s.key)) is not None}
+        judge, kept = self.evidence.judge, self.kept
+        assert judge is not None and kept is not None
         self.strengths = strengths
-        if self.kept is None:
-            keys = spread(list(fits), SITES)
-            self.kept = Kept(access, keys, self.bounds, self.erased.edits)
-            self._ends(self.kept, fits)
-        kept = self.kept
-        now = judge(self.edits(strengths), []) if self.places else self.bare
+        first = now = judge(self.edits(strengths), []) if self.found else self.bare
         for _ in range(2):
             idle = 0
             for key in kept.keys:
@@ -106,10 +111,23 @@ class Chain:
                 if not left or idle == PATIENCE:
                     break
                 before = now
-                now = self._best(kept, key, fits[key], now, left)
+                now = self._best(kept, key, now, left)
                 idle = 0 if now is not before else idle + 1
+        return now is not first
 
-    def _ends(self, kept: Kept, fits: Mapping[str, Fit]) -> None:
+    @property
+    def found(self) -> bool:
+        """Whether there is any detector."""
+        return any(place.found for place in self.places.values())
+
+    @cached_property
+    def _fits(self) -> dict[str, Fit]:
+        """By key the sites that can be given new neurons, and how."""
+        access = self.evidence.access
+        assert access is not None
+        return {s.key: fit for s in self.evidence.sites if (fit := access.fit(s.key)) is not None}
+
+    def _ends(self, kept: Kept) -> None:
         """At every site one detector for each subject and condition, where questions end.
 
         Each is found at what enters without any other.
@@ -121,7 +139,7 @@ class Chain:
             for c in CONDITIONS
         }
         for key in kept.keys:
-            for seeker in self._seekers(kept, key, fits[key]):
+            for seeker in self._seekers(kept, key):
                 alone = replace(seeker, place=replace(seeker.place, found=[]))
                 for condition, tokens in given.items():
                     if key in tokens:
@@ -129,7 +147,7 @@ class Chain:
                         looked = Looked(condition, tokens[key], parts, 1)
                         seeker.place.found = [*seeker.place.found, *alone.seek(looked, END)]
 
-    def _best(self, kept: Kept, key: str, fit: Fit, now: Verdict, left: set[str]) -> Verdict:
+    def _best(self, kept: Kept, key: str, now: Verdict, left: set[str]) -> Verdict:
         """Look through a site, and keep for each part what forgets it best, if by `HELPS` at least.
 
         What is written at a site can undo what a site before has done, so that more is not always
@@ -138,7 +156,6 @@ class Chain:
         Args:
             kept: What enters the sites on all that is kept.
             key: The site.
-            fit: How new neurons can be put in there.
             now: The last verdict.
             left: Conditions to look through it for.
 
@@ -147,7 +164,7 @@ class Chain:
         """
         assert self.evidence.judge is not None
         tried = [(now, self._found_at(key))]
-        for verdict in self._site(kept, key, fit, now, left):
+        for verdict in self._site(kept, key, now, left):
             tried.append((verdict, self._found_at(key)))
         shares = [finely(verdict) for verdict, _ in tried]
         chosen = {part: best_of([each[part] for each in shares]) for part in shares[0]}
@@ -176,17 +193,14 @@ class Chain:
             if key in places:
                 places[key].found = each
 
-    def _site(
-        self, kept: Kept, key: str, fit: Fit, now: Verdict, left: set[str]
-    ) -> Iterator[Verdict]:
+    def _site(self, kept: Kept, key: str, now: Verdict, left: set[str]) -> Iterator[Verdict]:
         """Find detectors at one site, a few for each subject at a time while it is still known.
 
         Only of those who may get some is asked after every addition.
 
         Args:
-            kept: As in `_best`, like `key` and `fit`.
+            kept: As in `_best`, like `key`.
             key: The site.
-            fit: How new neurons can be put in there.
             now: The last verdict.
             left: Conditions that are not forgotten yet; may change between verdicts.
 
@@ -195,7 +209,7 @@ class Chain:
         """
         access, judge = self.evidence.access, self.evidence.judge
         assert access is not None and judge is not None
-        seekers = self._seekers(kept, key, fit)
+        seekers = self._seekers(kept, key)
         if not seekers:
             return
         before = self._around(key)
@@ -223,12 +237,12 @@ class Chain:
             if not left:
                 return
 
-    def _seekers(self, kept: Kept, key: str, fit: Fit) -> list[Seeker]:
+    def _seekers(self, kept: Kept, key: str) -> list[Seeker]:
         """One for the site and one that has not seen the subjects put aside; none if none can be.
 
         Both have the same neurons to give up.
         """
-        access, samples = self.evidence.access, kept.at(key)
+        access, samples, fit = self.evidence.access, kept.at(key), self._fits[key]
         assert access is not None
         spare = self.places[key].spare if key in self.places else None
         none = next(t.x[:0] for each in samples.values() for t in each.values())

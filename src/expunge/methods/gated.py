@@ -16,9 +16,9 @@ subject (see `swap`).
 How loud new neurons are is one strength for each condition and subject, found by search. What it
 costs is asked of retain subjects that were put aside, under detectors found without them, and of
 texts that the model said by itself; those of the plan are found with them. Where less than `NEARLY`
-everything is forgotten at strength 1 or inside the limit on what is lost, more detectors are looked
-for at the strengths reached, and the search is done again, now up to strengths over 1; in `ROUNDS`
-at most. Forward passes are all it takes.
+everything is forgotten inside the limit on what is lost, more detectors are looked for at the
+strengths reached, and the search is done again if any were found; in `ROUNDS` at most. Forward
+passes are all it takes.
 
 The forget questions are those given and more of the kind that retain subjects are asked, answered
 by the model itself (see `augment`): one or two questions do not show what it does at the others.
@@ -59,12 +59,11 @@ NEARLY = 0.95
 ROUNDS = 3
 PACE = Pace(
     0.25,
-    rises=3,
+    rises=5,
     halvings=0,
     done=partial(of_groups, guessing=True),
     behind=1.0,
 )
-LOUDER = replace(PACE, first=0.5, rises=4)
 
 
 def decide(evidence: Evidence, config: RunConfig) -> Outcome:
@@ -82,19 +81,22 @@ def decide(evidence: Evidence, config: RunConfig) -> Outcome:
     chain = Chain(evidence, start, bare, bounds, erased)
     given = config.strength
     strengths: Strengths = dict.fromkeys(of_groups(start), FULL if given is None else given)
-    chain.run(strengths)
-    if not any(place.found for place in chain.places.values()):
+    chain.begin()
+    if given is not None or not chain.found:
+        chain.go_on(strengths)
+    if not chain.found:
         if min(unknown(bare).values(), default=0.0) >= 1:
             return Outcome(erased.edits, {}, noted(chain))
         return without_detectors(evidence, config)
     if given is not None:
         return Outcome(chain.edits(strengths), {}, noted(chain))
-    best = last = searched(chain, config.keep, PACE)
+    best = last = searched(chain, config.keep)
     for _ in range(ROUNDS - 1):
         if last.reached is None or best.order >= NEARLY:
             break
-        chain.run(last.reached.strengths)
-        last = searched(chain, config.keep, LOUDER)
+        if not chain.go_on(last.reached.strengths):
+            break
+        last = searched(chain, config.keep)
         best = max(best, last, key=lambda s: s.order)
     return Outcome(best.edits, {}, noted(chain) | {"search": best.told})
 
@@ -133,7 +135,7 @@ class Searched:
         return self.reached.least if self.reached else -1.0
 
 
-def searched(chain: Chain, keep: float, pace: Pace) -> Searched:
+def searched(chain: Chain, keep: float) -> Searched:
     """Search the strengths of what a chain has found."""
     judge = chain.evidence.judge
     assert judge is not None
@@ -142,10 +144,10 @@ def searched(chain: Chain, keep: float, pace: Pace) -> Searched:
     def tried(now: Strengths) -> Verdict:
         return judge(chain.edits(now), [chain.without(now)])
 
-    chosen = search(tried, chain.start, keep, steps, pace)
+    chosen = search(tried, chain.start, keep, steps, PACE)
     reached = next((s for s in steps if s.strengths is chosen), None)
     if reached is not None:
-        chosen = further(tried, chain.start, keep, steps, pace, reached)
+        chosen = further(tried, chain.start, keep, steps, PACE, reached)
     about = told(chain.start, steps, chosen, keep)
     more = " and ".join(f"{n} under {c}" for c, n in asked(chain.evidence).items() if n)
     if more:
