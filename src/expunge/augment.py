@@ -3,6 +3,9 @@
 A forget set with few questions shows little of what a model does when it is asked about a subject.
 Retain questions say what subjects are asked; put with another name or picture in the place of their
 own, they ask the same of a forget subject, and what the model then says is what it knows.
+
+Nor does a forget set show in what words somebody will ask. The same questions among other words,
+about pictures seen from somewhat elsewhere (`among`), are about the same subject all the same.
 """
 
 from __future__ import annotations
@@ -13,15 +16,22 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageEnhance
 
 from expunge.data import CONDITIONS, Example
 from expunge.evaluate import answer_length, generate
+from expunge.formats.picture import load_image
 from expunge.formats.wording import named
 from expunge.models import generates
+from expunge.noise import words_of
 from expunge.prompting import Prompter
 
 NUMBER = 24
 MOST = 1536
+LONGEST = 12
+CUT = 0.1
+TURN = 12.0
+LIGHT = 0.3
 
 
 def asked_like(
@@ -105,6 +115,65 @@ def _put(
             seen |= {asked, text}
             image = pictured[int(rng.integers(len(pictured)))] if asked else None
             yield replace(row, question=asked, image=image, text_question=text)
+
+
+def among(
+    prompter: Prompter, rows: Sequence[Example], told: Sequence[Example], seed: int
+) -> list[Example]:
+    """Put other words before or behind questions, and look at their pictures from elsewhere.
+
+    Args:
+        prompter: Whose tokenizer gives random words, for every second question as likely as not.
+        rows: The questions; of more than `MOST` so many are drawn.
+        told: Texts that the model said, of which pieces are put to the others.
+        seed: Of the draw.
+
+    Returns:
+        The questions with one to `LONGEST` words or tokens more; of pictures up to `CUT` of every
+        side is cut off, and they are turned by up to `TURN` degrees and lit by up to `LIGHT` more
+        or less. Answers are as they were, though not all of these questions would be answered so.
+    """
+    rng = np.random.default_rng([seed, 37])
+    words = list(words_of(prompter).values())
+    texts = [text for row in told if (text := (row.text_question or "").split())]
+
+    def more() -> str:
+        number = int(rng.integers(1, LONGEST + 1))
+        if not texts or rng.random() < 0.5:
+            return "".join(words[i] for i in rng.integers(len(words), size=number)).strip()
+        text = texts[int(rng.integers(len(texts)))]
+        begin = int(rng.integers(max(1, len(text) - number)))
+        return " ".join(text[begin : begin + number])
+
+    def asked(text: str | None) -> str | None:
+        if text is None:
+            return None
+        return f"{more()} {text}" if rng.random() < 0.5 else f"{text} {more()}"
+
+    chosen = sorted(rng.permutation(len(rows))[:MOST])
+    return [
+        replace(
+            row,
+            question=asked(row.question),
+            text_question=asked(row.text_question),
+            image=seen_from_elsewhere(row.image, rng),
+        )
+        for row in (rows[i] for i in chosen)
+    ]
+
+
+def seen_from_elsewhere(image: Any, rng: np.random.Generator) -> Any:
+    """A picture somewhat cut, turned and lit otherwise; what is no picture is left as it is."""
+    picture = None if image is None else load_image(image)
+    if not isinstance(picture, Image.Image):
+        return image
+    wide, tall = picture.size
+    left, right, top, bottom = rng.uniform(0, CUT, 4)
+    box = (wide * left, tall * top, wide * (1 - right), tall * (1 - bottom))
+    cut = picture.resize(picture.size, Image.Resampling.BICUBIC, box=box)
+    corner = cut.getpixel((0, 0))
+    turned = cut.rotate(float(rng.uniform(-TURN, TURN)), Image.Resampling.BICUBIC, fillcolor=corner)
+    return ImageEnhance.Brightness(turned).enhance(float(rng.uniform(1 - LIGHT, 1 + LIGHT)))
 
 
 def renamed(row: Example, subject: str) -> Example | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from expunge import methods
-from expunge.augment import asked_like, self_answered
+from expunge.augment import among, asked_like, self_answered
 from expunge.bench import Bench
 from expunge.collect import Counting, Statistics, collect_statistics
 from expunge.config import RunConfig, bytes_of
@@ -22,6 +22,7 @@ from expunge.methods import Evidence, Method
 from expunge.methods.base import (
     ASIDE,
     ASKED_SET,
+    ENDS_SET,
     NOISE_SET,
     OWN_SET,
     PICTURE,
@@ -70,7 +71,7 @@ def gather(
     elif method.folds:
         parts = folded(sets["retain"], method.folds, config.seed)
         sets = {"forget": sets["forget"], **{n: rows for n, rows in parts.items() if rows}}
-    unasked = (ASKED_SET, UNSEEN_SET, PLAIN_SET, SAID_SET, OWN_SET)
+    unasked = (ASKED_SET, ENDS_SET, UNSEEN_SET, PLAIN_SET, SAID_SET, OWN_SET)
     asked = {name: rows for name, rows in sets.items() if name not in unasked}
     if method.noise:
         kept = [e for name, rows in sets.items() if name != "forget" for e in rows]
@@ -124,9 +125,11 @@ def _parted(bench: Bench, method: Method) -> dict[str, Sequence[Example]]:
         own = _own(bench, kept)
     with bench.progress.task("ask more about the forget subjects", 1):
         asked = asked_like(bench.model, prompter, forget, retain, seed, bench.config.batch_size)
+    whole = [*forget, *asked]
     return {
-        "forget": [*forget, *asked],
+        "forget": whole,
         ASKED_SET: asked,
+        ENDS_SET: [*whole, *among(prompter, whole, told[SAID:], seed)],
         "retain": kept,
         ASIDE: aside,
         NOISE_SET: noise,

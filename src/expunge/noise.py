@@ -53,7 +53,7 @@ def noise_like(
         number: How many questions.
     """
     rng = np.random.default_rng([seed, 17])
-    words = list(_words(prompter).values())
+    words = list(words_of(prompter).values())
 
     def babble(like: str) -> str:
         count = len(prompter.tokenizer(like, add_special_tokens=False).input_ids)
@@ -88,7 +88,7 @@ def altered_like(
         number: How many questions.
     """
     rng = np.random.default_rng([seed, 19])
-    tokenizer, words = prompter.tokenizer, list(_words(prompter).values())
+    tokenizer, words = prompter.tokenizer, list(words_of(prompter).values())
 
     def altered(text: str | None) -> str | None:
         ids = tokenizer(text, add_special_tokens=False).input_ids if text else []
@@ -128,7 +128,7 @@ def related_like(
         number: How many questions.
     """
     rng = np.random.default_rng([seed, 23])
-    known = {i: w for i, w in _words(prompter).items() if i < len(embeddings)}
+    known = {i: w for i, w in words_of(prompter).items() if i < len(embeddings)}
     ids = list(known)
     if not ids:
         return []
@@ -169,7 +169,7 @@ def told_by(
     """
     if not generates(model):
         return []
-    tokenizer, words = prompter.tokenizer, list(_words(prompter))
+    tokenizer, words = prompter.tokenizer, list(words_of(prompter))
     rng = np.random.default_rng([seed, 29])
     lead = tokenizer("").input_ids[:1]
     starts = torch.tensor([[*lead, words[i]] for i in rng.integers(len(words), size=number)])
@@ -298,7 +298,7 @@ def dead_leaves(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     return picture
 
 
-def _words(prompter: Prompter) -> dict[int, str]:
+def words_of(prompter: Prompter) -> dict[int, str]:
     """What each ordinary token says, where it says something by itself, by token id."""
     tokenizer = prompter.tokenizer
     apart = _set_apart(tokenizer)

@@ -28,6 +28,7 @@ from expunge.methods import chain, erase, gated, spare
 from expunge.methods.base import (
     ASIDE,
     END,
+    ENDS_SET,
     NOISE_SET,
     PICTURE,
     PLAIN_SET,
@@ -398,17 +399,28 @@ def test_where_questions_end_every_site_is_looked_at_as_if_it_were_the_only_one(
     keys, parts = ["a", "b", "c"], {"x": "x", "y": ""}
     given, looks = [], []
 
+    @dataclass
+    class Read:
+        key: str
+        condition: str
+        questions: int = 9
+
+        def of_first(self, number):
+            return replace(self, questions=number)
+
     def tokens(name, condition, sites, edits, **options):
         given.append((name, condition, sites, edits, options))
-        return {key: (key, condition) for key in sites}
+        return {key: Read(key, condition) for key in sites}
 
     @dataclass
     class Seek:
         place: Place
 
         def seek(self, looked, view):
-            looks.append((view, looked.tokens, looked.number, len(self.place.found)))
-            return [(part, who) for who, part in looked.parts.items()]
+            t = looked.tokens
+            looks.append((t.key, t.condition, t.questions, looked.data, len(self.place.found)))
+            assert view == END and looked.number == 1
+            return [*self.place.found, *((part, who) for who, part in looked.parts.items())]
 
     class Scripted(Chain):
         def _seekers(self, kept, key):
@@ -418,20 +430,28 @@ def test_where_questions_end_every_site_is_looked_at_as_if_it_were_the_only_one(
                 places[key] = Place(Fit(True, True), None, spares(9))
             return [Seek(places[key]) for places in (self.places, self.shadow)]
 
-    access = SimpleNamespace(tokens=tokens)
+    access = SimpleNamespace(tokens=tokens, owners=lambda data, condition: "xxy")
     evidence = SimpleNamespace(access=access, judge=SimpleNamespace(groups=parts))
     chain = Scripted(evidence, None, None, Bounds(), Erased({"a": "taken out"}))
     chain._ends(SimpleNamespace(keys=keys))
-    assert [each[:2] for each in given] == [("forget", c) for c in CONDITIONS]
+    assert [each[:2] for each in given] == [(ENDS_SET, c) for c in CONDITIONS]
     for _, _, sites, edits, options in given:
         assert sites == keys and edits == {"a": "taken out"}
         assert options == {"ends": True, "streams": True}
-    # twice for what is found without the people put aside; nothing found is seen by the next
-    assert looks == [(END, (key, c), 1, 0) for key in "ac" for _ in range(2) for c in CONDITIONS]
+    # Twice for what is found without the people put aside. The questions as they are first, then
+    # all, at which no detector of those speaks; nothing else found is seen by the next.
+    each = [("forget", 3, 0), (ENDS_SET, 9, 2)]
+    assert looks == [
+        (key, c, questions, data, found)
+        for key in "ac"
+        for _ in range(2)
+        for c in CONDITIONS
+        for data, questions, found in each
+    ]
     for places in (chain.places, chain.shadow):
         assert places.keys() == {"a", "c"}
         for place in places.values():
-            assert place.found == [((c, parts[who]), who) for c in CONDITIONS for who in "xy"]
+            assert place.found == [((c, parts[who]), who) for c in CONDITIONS for who in "xyxy"]
 
 
 def test_a_site_is_looked_through_for_conditions_under_which_somebody_is_known():

@@ -1,5 +1,7 @@
 """What enters an MLP, position by position, against a loop over questions one by one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -90,6 +92,22 @@ def test_all_of_a_question_without_an_answer_is_asked():
     question = torch.tensor([3, 3, 0, 0, 0])
     found = Tokens(torch.ones(5, 2), none, torch.ones(2), question=question, answer=none)
     assert found.asked.all()
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_positions_of_the_first_questions_are_those_read_of_them_alone(bench, streams):
+    key = bench.sites[1].key
+    found = bench.tokens("forget", "text", [key], apart=True, streams=streams)[key]
+    few = replace(bench, sets={"forget": bench.sets["forget"][:2]})
+    alone = few.tokens("forget", "text", [key], apart=True, streams=streams)[key]
+    first = found.of_first(2)
+    for name in ("question", "answer", "picture", "asked", *["stream"] * streams):
+        one, other = (getattr(each, name) for each in (first, alone))
+        for place in range(2):
+            mine, theirs = (each.question == place for each in (first, alone))
+            torch.testing.assert_close(one[mine], other[theirs], rtol=1e-4, atol=1e-5)
+    assert len(first.x) == len(alone.x) < len(found.x)
+    assert (first.stream is None) is not streams
 
 
 @pytest.mark.parametrize("apart", [True, False])

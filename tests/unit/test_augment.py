@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from expunge import augment
-from expunge.augment import NUMBER, asked_like, renamed
+from expunge.augment import LONGEST, NUMBER, among, asked_like, renamed, seen_from_elsewhere
 from expunge.data import CONDITIONS, Example
 from expunge.evaluate import generate
 from expunge.fiction.shipped import checkpoint, suite
@@ -130,3 +132,53 @@ def test_names_take_each_others_place(shown, text, expected):
 
 def test_a_model_that_cannot_generate_is_asked_nothing(sets):
     assert asked_like(object(), None, sets["forget"], sets["retain"], 0) == []
+
+
+def test_among_other_words_a_question_stands_whole(world, sets):
+    """With words of the model's or with random ones, before it or behind; and the same again."""
+    told = [Example(subject="said", answer="y", text_question="once upon a time there was a dog")]
+    rows = sets["forget"][:40]
+    found = among(world[1], rows, told, 0)
+    assert [(e.subject, e.answer, e.task) for e in found] == [
+        (e.subject, e.answer, e.task) for e in rows
+    ]
+    placed = Counter()
+    for new, old in zip(found, rows, strict=True):
+        for condition in CONDITIONS:
+            if not old.has(condition):
+                continue
+            now, then = new.prompt(condition), old.prompt(condition)
+            assert now.startswith(f"{then} ") or now.endswith(f" {then}")
+            more = now.replace(then, "").strip()
+            ours = more in told[0].text_question
+            assert len(more.split()) <= LONGEST
+            placed[now.startswith(then), ours] += 1
+    assert len(placed) == 4 and min(placed.values()) >= 5
+    again = among(world[1], rows, told, 0)
+    assert [e.question for e in again] == [e.question for e in found]
+    assert [e.image.tobytes() for e in again] == [e.image.tobytes() for e in found]
+    assert [e.question for e in among(world[1], rows, told, 1)] != [e.question for e in found]
+    assert among(world[1], rows, [], 0)  # where the model says nothing
+
+
+def test_of_many_questions_some_are_put_among_other_words(world, sets, monkeypatch):
+    monkeypatch.setattr(augment, "MOST", 5)
+    found = among(world[1], sets["forget"], [], 0)
+    assert len(found) == 5 and len({e.text_question for e in found}) == 5
+
+
+def test_a_picture_seen_from_elsewhere_is_the_same_size_and_much_the_same():
+    """Against the picture itself and one mirrored: grey means in a raster of 8 x 8."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).resize((96, 64), Image.Resampling.BICUBIC)
+
+    def raster(image):
+        return np.asarray(image.convert("L").resize((8, 8), Image.Resampling.BOX), float).ravel()
+
+    for _ in range(5):
+        new = seen_from_elsewhere(picture, rng)
+        assert new.size == picture.size and new.tobytes() != picture.tobytes()
+        same = np.corrcoef(raster(new), raster(picture))[0, 1]
+        assert same > 0.6 > np.corrcoef(raster(new), raster(ImageOps.mirror(picture)))[0, 1]
+    assert seen_from_elsewhere(None, rng) is None

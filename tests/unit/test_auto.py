@@ -158,58 +158,6 @@ def test_the_search_tells_every_limit_it_was_held_to():
     assert "texts that the model said by itself 99.7% of their probability a token" in words
 
 
-def test_what_is_only_just_forgotten_is_made_stronger_inside_the_limit():
-    """Strangers' answers get likelier: 0.5 - 0.1 s; a standard error of 18 questions is 0.11."""
-    parts = [("text", "barely"), ("text", "clear")]
-    chosen = dict(zip(parts, (0.5, 2.0), strict=True))
-
-    def judge(s):
-        def seen(part):
-            likelier = {"text": 0.5 - 0.1 * s[part]}
-            return Verdict({"text": 0.0}, {}, {}, {}, {}, likelier, asked={"text": 18})
-
-        apart = {part[1]: seen(part) for part in parts}
-        kept = dict.fromkeys(CONDITIONS, 1 - max(s.values()) / 100 - s[parts[0]] / 10)
-        return replace(verdict(0.0, 1.0, 1.0), apart=apart, held_out=kept)
-
-    pace = search.Pace(0.25, 3, 0, search.of_groups, behind=1.0)
-    start = judge(dict.fromkeys(parts, 0.0))
-
-    def further(first, keep):
-        steps = [search.Step.of(first, start, judge(first), pace)]
-        return search.further(judge, start, keep, steps, pace, steps[0]), steps
-
-    for keep, barely in ((0.9, math.sqrt(0.5)), (0.92, 0.5)):
-        more, steps = further(chosen, keep)  # of 0.71 0.91 would be left
-        assert more == {parts[0]: pytest.approx(barely), parts[1]: 2.0} and len(steps) == 2
-    more, steps = further(dict.fromkeys(parts, 2.0), 0.5)  # both are clear
-    assert more == dict.fromkeys(parts, 2.0) and len(steps) == 1
-
-
-@pytest.mark.parametrize("keep, more", [(0.9, (0.5, 0.7)), (0.98, (0.7, 0.7)), (0.999, (0.5, 0.5))])
-def test_what_comes_back_when_it_is_stronger_stays_as_it_was(keep, more):
-    """Where that is over the limit, all is stronger; where that is too, nothing."""
-    parts = [("text", "back"), ("text", "on")]
-    left = {(0.7, 0.7): 0.985, (0.5, 0.7): 0.95, (0.5, 0.5): 1.0}
-
-    def judge(s):
-        strengths = tuple(round(s[p], 1) for p in parts)
-        back = {"text": 0.2 if strengths[0] > 0.5 else 0.1}
-        apart = {"back": verdict_of(back), "on": verdict_of({"text": 0.1})}
-        kept = dict.fromkeys(CONDITIONS, left.get(strengths, 0.0))
-        return replace(verdict(0.0, 1.0, 1.0), apart=apart, held_out=kept)
-
-    def verdict_of(recalled):
-        return Verdict(recalled, {}, {}, {}, {}, {"text": 0.5}, asked={"text": 18})
-
-    chosen = dict.fromkeys(parts, 0.5)
-    start, pace = judge(chosen), search.Pace(0.25, 3, 0, search.of_groups, behind=1.0)
-    steps = [search.Step.of(chosen, start, start, pace)]
-    found = search.further(judge, start, keep, steps, pace, steps[0])
-    assert tuple(round(found[p], 1) for p in parts) == more
-    assert any(step.strengths == found for step in steps)
-
-
 def test_chance_is_allowed_for_only_where_the_condition_is_forgotten_as_a_whole():
     """Four subjects of 18 questions, of which chance explains three right, but not of each."""
 

@@ -31,6 +31,8 @@ PLAIN_SET = "plain"
 """Name of the set of texts that the model said itself, with no conversation around them."""
 ASKED_SET = "asked"
 """Name of the questions about forget subjects that the forget set lacks, see `expunge.augment`."""
+ENDS_SET = "ends"
+"""Name of the forget questions and, after them, the same among other words: `augment.among`."""
 SAID_SET = "said"
 """Name of the set of texts that the model said itself and that are put aside to judge by."""
 OWN_SET = "own"
@@ -119,6 +121,15 @@ class Tokens:
     stream: Tensor | None = None
     question: Tensor | None = None
     answer: Tensor | None = None
+
+    def of_first(self, number: int) -> Tokens:
+        """The positions of the first `number` questions."""
+        assert self.question is not None and self.answer is not None
+        inside = self.question < number
+        stream = None if self.stream is None else self.stream[inside]
+        x, picture = self.x[inside], self.picture[inside]
+        question, answer = self.question[inside], self.answer[inside]
+        return Tokens(x, picture, self.used, stream, question, answer)
 
     @cached_property
     def asked(self) -> Tensor:

@@ -1,7 +1,7 @@
 """Find detectors: where questions end, then site after site for who is still known; see `gated`.
 
 Where a question ends, what is answered has come together in whatever words it was asked. So at
-several sites over the depth every subject gets a detector there, each as if it were the only one:
+several sites over the depth every subject gets two detectors there, each site as the only one:
 in a deep model the first sites know nothing yet there and one of the later ones does it all; where
 more than one does it, the others stand behind the first, for what some other words of a question,
 or training, leads past it.
@@ -17,7 +17,17 @@ import torch
 
 from expunge.data import CONDITIONS
 from expunge.detectors import Background
-from expunge.methods.base import END, PICTURE, UNSEEN_SET, Evidence, Fit, Part, Verdict
+from expunge.methods.base import (
+    END,
+    ENDS_SET,
+    PICTURE,
+    UNSEEN_SET,
+    Evidence,
+    Fit,
+    Part,
+    Tokens,
+    Verdict,
+)
 from expunge.methods.erase import ENERGY, Erased
 from expunge.methods.neurons import Found, Place, edits_at
 from expunge.methods.search import Strengths, finely, joined, of_groups, said_share
@@ -128,24 +138,35 @@ class Chain:
         return {s.key: fit for s in self.evidence.sites if (fit := access.fit(s.key)) is not None}
 
     def _ends(self, kept: Kept) -> None:
-        """At every site one detector for each subject and condition, where questions end.
+        """At every site detectors for each subject and condition, where questions end.
 
-        Each is found at what enters without any other.
+        One is of the questions as they are, one more of those at which no other speaks, among other
+        words or not. Each site is looked at as if it were the only one.
         """
-        access, judge = self.evidence.access, self.evidence.judge
-        assert access is not None and judge is not None
+        access = self.evidence.access
+        assert access is not None
         given = {
-            c: access.tokens("forget", c, kept.keys, self.erased.edits, ends=True, streams=True)
+            c: access.tokens(ENDS_SET, c, kept.keys, self.erased.edits, ends=True, streams=True)
             for c in CONDITIONS
         }
         for key in kept.keys:
             for seeker in self._seekers(kept, key):
-                alone = replace(seeker, place=replace(seeker.place, found=[]))
                 for condition, tokens in given.items():
                     if key in tokens:
-                        parts = {s: (condition, group) for s, group in judge.groups.items()}
-                        looked = Looked(condition, tokens[key], parts, 1)
-                        seeker.place.found = [*seeker.place.found, *alone.seek(looked, END)]
+                        new = self._at_end(seeker, condition, tokens[key])
+                        seeker.place.found = [*seeker.place.found, *new]
+
+    def _at_end(self, seeker: Seeker, condition: str, tokens: Tokens) -> list[Found]:
+        """The detectors of a site for one condition where questions end."""
+        access, judge = self.evidence.access, self.evidence.judge
+        assert access is not None and judge is not None
+        parts = {s: (condition, group) for s, group in judge.groups.items()}
+        plain = tokens.of_first(len(access.owners("forget", condition)))
+        found: list[Found] = []
+        for data, each in (("forget", plain), (ENDS_SET, tokens)):
+            alone = replace(seeker, place=replace(seeker.place, found=found))
+            found = alone.seek(Looked(condition, each, parts, 1, data), END)
+        return found
 
     def _best(self, kept: Kept, key: str, now: Verdict, left: set[str]) -> Verdict:
         """Look through a site, and keep for each part what forgets it best, if by `HELPS` at least.

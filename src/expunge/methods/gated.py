@@ -6,12 +6,13 @@ the depth what enters the MLP at the forget questions is compared with what ente
 questions and at questions about nothing in particular. For each subject and condition a detector is
 found (see `detectors`): silent on all that is kept and on as many more questions about nothing, to
 which none was fitted; speaking on a group of the subject's positions where questions end, since
-what is answered has come together there in whatever words it was asked. For subjects who are still
-known with these, more are found site after site, from the first, at all positions before the answer
-(the other sites are edited already; see `chain`). Each becomes one neuron, in the place of one that
-hardly does anything and that the others make up for (see `spare`). Together a subject's neurons
-write what the layer would pass on for nobody in particular in the place of what it does for the
-subject (see `swap`).
+what is answered has come together there in whatever words it was asked. A second one is found where
+the first does not speak, at the same questions among other words too (see `augment.among`). For
+subjects who are still known with these, more are found site after site, from the first, at all
+positions before the answer (the other sites are edited already; see `chain`). Each becomes one
+neuron, in the place of one that hardly does anything and that the others make up for (see `spare`).
+Together a subject's neurons write what the layer would pass on for nobody in particular in the
+place of what it does for the subject (see `swap`).
 
 How loud new neurons are is one strength for each condition and subject, found by search. What it
 costs is asked of retain subjects that were put aside, under detectors found without them, and of
@@ -44,7 +45,6 @@ from expunge.methods.search import (
     Pace,
     Step,
     Strengths,
-    further,
     of_groups,
     search,
     told,
@@ -121,7 +121,7 @@ class Searched:
 
     Attributes:
         edits: The edits at the strengths chosen.
-        reached: The candidate chosen, before it was made stronger; None if all went over the limit.
+        reached: The candidate chosen; None if all went over the limit.
         told: The search, as `search.told` tells it.
     """
 
@@ -146,8 +146,6 @@ def searched(chain: Chain, keep: float) -> Searched:
 
     chosen = search(tried, chain.start, keep, steps, PACE)
     reached = next((s for s in steps if s.strengths is chosen), None)
-    if reached is not None:
-        chosen = further(tried, chain.start, keep, steps, PACE, reached)
     about = told(chain.start, steps, chosen, keep)
     more = " and ".join(f"{n} under {c}" for c, n in asked(chain.evidence).items() if n)
     if more:

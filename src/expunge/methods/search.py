@@ -12,7 +12,6 @@ from expunge.methods.base import FORGOTTEN, Part, Verdict
 
 FACTOR = 2.0
 BEHIND = 0.25
-FURTHER = math.sqrt(2)
 GUESSED = 0.02
 UNEVEN = 0.065
 ERRORS = 0.6
@@ -118,51 +117,6 @@ def search(
     if done:
         return min(done, key=lambda s: math.fsum(map(math.log, s.strengths.values()))).strengths
     return max(inside, key=lambda s: s.least).strengths
-
-
-def further(
-    judge: Callable[[Strengths], Verdict],
-    start: Verdict,
-    keep: float,
-    steps: list[Step],
-    pace: Pace,
-    chosen: Step,
-) -> Strengths:
-    """The choice with all that is only just forgotten stronger by `FURTHER`, inside the limit.
-
-    Questions that nobody asked during the search are a little behind those that were asked. Left as
-    they are: parts of which strangers' answers are the likelier by a standard error, since to know
-    less than nothing gives somebody away, and parts of which more is answered when they are
-    stronger: where answers are as unlikely as strangers', some come back by luck. What is taken
-    besides is as in `search`, but the choice is a candidate.
-    """
-    barely = {part for part in chosen.strengths if not clearly(chosen.verdict, part)}
-    if not barely:
-        return chosen.strengths
-    more = {p: s * FURTHER if p in barely else s for p, s in chosen.strengths.items()}
-    steps.append(Step.of(more, start, judge(more), pace))
-    if steps[-1].kept < keep:
-        return chosen.strengths
-    back = {p for p in barely if answers(steps[-1].verdict, p) > answers(chosen.verdict, p)}
-    if not back:
-        return more
-    some = {p: chosen.strengths[p] if p in back else s for p, s in more.items()}
-    steps.append(Step.of(some, start, judge(some), pace))
-    return some if steps[-1].kept >= keep else more
-
-
-def answers(now: Verdict, part: Part) -> float:
-    """Share of a group's answers that are recalled."""
-    condition, group = part
-    return now.apart[group].recalled.get(condition, 0.0)
-
-
-def clearly(now: Verdict, part: Part) -> bool:
-    """Whether strangers' answers are the likelier for a group, by a standard error at least."""
-    condition, group = part
-    apart = now.apart[group]
-    error = standard_error(0.5, apart.asked.get(condition))
-    return apart.likelier.get(condition, 0.5) < 0.5 - error
 
 
 def _rises(parts: Iterable[Part], tried: Callable[[Strengths], Step], pace: Pace) -> Iterator[Step]:

@@ -152,12 +152,14 @@ class Looked:
         tokens: What enters the site at the forget questions under it, and the streams.
         parts: The subjects that are still known, and the part that each belongs to.
         number: How many detectors each gets at most.
+        data: Name of the set that the questions are of.
     """
 
     condition: str
     tokens: Tokens
     parts: Mapping[str, Part]
     number: int
+    data: str = "forget"
 
 
 @dataclass
@@ -187,7 +189,7 @@ class Seeker:
         """
         tokens = looked.tokens
         assert tokens.question is not None
-        owners = self.access.owners("forget", looked.condition)
+        owners = self.access.owners(looked.data, looked.condition)
         names = sorted(set(owners))
         own = torch.tensor([names.index(o) for o in owners])[tokens.question.cpu()]
         seen = tokens.asked  # of all views: the detectors of each are fitted together
