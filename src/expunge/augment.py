@@ -28,6 +28,7 @@ from expunge.prompting import Prompter
 
 NUMBER = 24
 MOST = 1536
+AMONG = 512
 LONGEST = 12
 CUT = 0.1
 TURN = 12.0
@@ -124,7 +125,7 @@ def among(
 
     Args:
         prompter: Whose tokenizer gives random words, for every second question as likely as not.
-        rows: The questions; of more than `MOST` so many are drawn.
+        rows: The questions; of more than `AMONG` so many are drawn, since their pictures are held.
         told: Texts that the model said, of which pieces are put to the others.
         seed: Of the draw.
 
@@ -150,7 +151,7 @@ def among(
             return None
         return f"{more()} {text}" if rng.random() < 0.5 else f"{text} {more()}"
 
-    chosen = sorted(rng.permutation(len(rows))[:MOST])
+    chosen = sorted(rng.permutation(len(rows))[:AMONG])
     return [
         replace(
             row,

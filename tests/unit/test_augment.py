@@ -162,7 +162,7 @@ def test_among_other_words_a_question_stands_whole(world, sets):
 
 
 def test_of_many_questions_some_are_put_among_other_words(world, sets, monkeypatch):
-    monkeypatch.setattr(augment, "MOST", 5)
+    monkeypatch.setattr(augment, "AMONG", 5)
     found = among(world[1], sets["forget"], [], 0)
     assert len(found) == 5 and len({e.text_question for e in found}) == 5
 
