@@ -20,10 +20,10 @@ from PIL import Image, ImageEnhance
 
 from expunge.data import CONDITIONS, Example
 from expunge.evaluate import answer_length, generate
-from expunge.formats.picture import load_image
+from expunge.formats.picture import cropped, load_image, turned
 from expunge.formats.wording import named
 from expunge.models import generates
-from expunge.noise import words_of
+from expunge.noise import babbled, words_of
 from expunge.prompting import Prompter
 
 NUMBER = 24
@@ -141,7 +141,7 @@ def among(
     def more() -> str:
         number = int(rng.integers(1, LONGEST + 1))
         if not texts or rng.random() < 0.5:
-            return "".join(words[i] for i in rng.integers(len(words), size=number)).strip()
+            return babbled(words, number, rng)
         text = texts[int(rng.integers(len(texts)))]
         begin = int(rng.integers(max(1, len(text) - number)))
         return " ".join(text[begin : begin + number])
@@ -168,13 +168,9 @@ def seen_from_elsewhere(image: Any, rng: np.random.Generator) -> Any:
     picture = None if image is None else load_image(image)
     if not isinstance(picture, Image.Image):
         return image
-    wide, tall = picture.size
     left, right, top, bottom = rng.uniform(0, CUT, 4)
-    box = (wide * left, tall * top, wide * (1 - right), tall * (1 - bottom))
-    cut = picture.resize(picture.size, Image.Resampling.BICUBIC, box=box)
-    corner = cut.getpixel((0, 0))
-    turned = cut.rotate(float(rng.uniform(-TURN, TURN)), Image.Resampling.BICUBIC, fillcolor=corner)
-    return ImageEnhance.Brightness(turned).enhance(float(rng.uniform(1 - LIGHT, 1 + LIGHT)))
+    seen = turned(cropped(picture, left, top, right, bottom), float(rng.uniform(-TURN, TURN)))
+    return ImageEnhance.Brightness(seen).enhance(float(rng.uniform(1 - LIGHT, 1 + LIGHT)))
 
 
 def renamed(row: Example, subject: str) -> Example | None:

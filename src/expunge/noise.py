@@ -57,7 +57,7 @@ def noise_like(
 
     def babble(like: str) -> str:
         count = len(prompter.tokenizer(like, add_special_tokens=False).input_ids)
-        return "".join(words[i] for i in rng.integers(len(words), size=max(1, count))).strip()
+        return babbled(words, max(1, count), rng)
 
     found = []
     for place in rng.integers(len(examples), size=number):
@@ -296,6 +296,11 @@ def dead_leaves(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
             turned = float(rng.uniform(0, 360))
             draw.regular_polygon((x, y, radius), sides, turned, fill=colour())
     return picture
+
+
+def babbled(words: Sequence[str], number: int, rng: np.random.Generator) -> str:
+    """So many random words, one behind the other."""
+    return "".join(words[i] for i in rng.integers(len(words), size=number)).strip()
 
 
 def words_of(prompter: Prompter) -> dict[int, str]:

@@ -423,7 +423,7 @@ def test_where_questions_end_every_site_is_looked_at_as_if_it_were_the_only_one(
             return [*self.place.found, *((part, who) for who, part in looked.parts.items())]
 
     class Scripted(Chain):
-        def _seekers(self, kept, key):
+        def _seekers(self, key):
             if key == "b":
                 return []
             for places in (self.places, self.shadow):
@@ -433,7 +433,8 @@ def test_where_questions_end_every_site_is_looked_at_as_if_it_were_the_only_one(
     access = SimpleNamespace(tokens=tokens, owners=lambda data, condition: "xxy")
     evidence = SimpleNamespace(access=access, judge=SimpleNamespace(groups=parts))
     chain = Scripted(evidence, None, None, Bounds(), Erased({"a": "taken out"}))
-    chain._ends(SimpleNamespace(keys=keys))
+    chain.kept = SimpleNamespace(keys=keys)
+    chain.begin()
     assert [each[:2] for each in given] == [(ENDS_SET, c) for c in CONDITIONS]
     for _, _, sites, edits, options in given:
         assert sites == keys and edits == {"a": "taken out"}
@@ -492,7 +493,7 @@ def test_of_what_a_site_gives_each_part_keeps_what_forgets_it_best():
         def edits(self, strengths):
             return [f for place in self.places.values() for f in place.found]
 
-        def _site(self, kept, key, now, left):
+        def _site(self, key, now, left):
             visits.append(key)
             for places in (self.places, self.shadow):
                 places.setdefault(key, Place(Fit(True, True), None, spares(9)))

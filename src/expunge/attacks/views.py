@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from PIL import ImageEnhance, ImageOps
-from PIL.Image import Image, Resampling
+from PIL.Image import Image
 
 from expunge.attacks.base import Attack, Context, Result, Rewrite, asking, compared, table
 from expunge.data import Example
-from expunge.formats.picture import load_image
+from expunge.formats.picture import cropped, load_image, turned
 
 KEPT = 0.8
 TURN = 15
@@ -18,14 +18,8 @@ TURN = 15
 
 def crop(image: Image) -> Image:
     """The middle `KEPT` of both sides, at the old size."""
-    wide, tall = image.size
-    x, y = wide * (1 - KEPT) / 2, tall * (1 - KEPT) / 2
-    return image.resize(image.size, Resampling.BICUBIC, box=(x, y, wide - x, tall - y))
-
-
-def turn(image: Image) -> Image:
-    """Turned by `TURN` degrees; the corners take the colour of the upper left pixel."""
-    return image.rotate(TURN, Resampling.BICUBIC, fillcolor=image.getpixel((0, 0)))
+    margin = (1 - KEPT) / 2
+    return cropped(image, margin, margin, margin, margin)
 
 
 VIEWS: dict[str, Callable[[Image], Image]] = {
@@ -33,7 +27,7 @@ VIEWS: dict[str, Callable[[Image], Image]] = {
     "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.4),
     "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.6),
     "mirrored": ImageOps.mirror,
-    "turned": turn,
+    "turned": lambda image: turned(image, TURN),
 }
 
 

@@ -68,7 +68,6 @@ class Chain:
         views: Part -> the view at whose positions it was last looked at: `multi` (beside the
             picture), `picture` or `text`; not of who was forgotten where questions end.
         strengths: At which the chain is carried out while it goes on.
-        kept: What enters the sites on all that is kept; read once for all runs where it fits.
     """
 
     evidence: Evidence
@@ -80,7 +79,6 @@ class Chain:
     shadow: dict[str, Place] = field(default_factory=dict)
     views: dict[Part, str] = field(default_factory=dict)
     strengths: Strengths = field(default_factory=dict)
-    kept: Kept | None = None
 
     def edits(self, strengths: Strengths) -> dict[str, SiteEdit]:
         """What was found so far, and what is taken out beforehand, as edits."""
@@ -94,14 +92,6 @@ class Chain:
         """The same, made without the subjects that are put aside."""
         return together(self.erased.shadow, edits_at(self.shadow, strengths))
 
-    def begin(self) -> None:
-        """Find detectors where questions end, at sites spread over the depth."""
-        keys = spread(list(self._fits), SITES)
-        access = self.evidence.access
-        assert access is not None
-        self.kept = Kept(access, keys, self.bounds, self.erased.edits)
-        self._ends(self.kept)
-
     def go_on(self, strengths: Strengths) -> bool:
         """Go on site after site for who is still known by half (`POOR`) at some strengths.
 
@@ -110,18 +100,18 @@ class Chain:
         Returns:
             Whether anything was found that helps.
         """
-        judge, kept = self.evidence.judge, self.kept
-        assert judge is not None and kept is not None
+        judge = self.evidence.judge
+        assert judge is not None
         self.strengths = strengths
         first = now = judge(self.edits(strengths), []) if self.found else self.bare
         for _ in range(2):
             idle = 0
-            for key in kept.keys:
+            for key in self.kept.keys:
                 left = left_over(now, POOR)
                 if not left or idle == PATIENCE:
                     break
                 before = now
-                now = self._best(kept, key, now, left)
+                now = self._best(key, now, left)
                 idle = 0 if now is not before else idle + 1
         return now is not first
 
@@ -137,20 +127,27 @@ class Chain:
         assert access is not None
         return {s.key: fit for s in self.evidence.sites if (fit := access.fit(s.key)) is not None}
 
-    def _ends(self, kept: Kept) -> None:
-        """At every site detectors for each subject and condition, where questions end.
+    @cached_property
+    def kept(self) -> Kept:
+        """What enters sites spread over the depth on all that is kept; read once where it fits."""
+        access = self.evidence.access
+        assert access is not None
+        return Kept(access, spread(list(self._fits), SITES), self.bounds, self.erased.edits)
+
+    def begin(self) -> None:
+        """At every site find detectors for each subject and condition, where questions end.
 
         One is of the questions as they are, one more of those at which no other speaks, among other
         words or not. Each site is looked at as if it were the only one.
         """
-        access = self.evidence.access
+        access, keys = self.evidence.access, self.kept.keys
         assert access is not None
         given = {
-            c: access.tokens(ENDS_SET, c, kept.keys, self.erased.edits, ends=True, streams=True)
+            c: access.tokens(ENDS_SET, c, keys, self.erased.edits, ends=True, streams=True)
             for c in CONDITIONS
         }
-        for key in kept.keys:
-            for seeker in self._seekers(kept, key):
+        for key in keys:
+            for seeker in self._seekers(key):
                 for condition, tokens in given.items():
                     if key in tokens:
                         new = self._at_end(seeker, condition, tokens[key])
@@ -158,9 +155,9 @@ class Chain:
 
     def _at_end(self, seeker: Seeker, condition: str, tokens: Tokens) -> list[Found]:
         """The detectors of a site for one condition where questions end."""
-        access, judge = self.evidence.access, self.evidence.judge
-        assert access is not None and judge is not None
-        parts = {s: (condition, group) for s, group in judge.groups.items()}
+        access = self.evidence.access
+        assert access is not None
+        parts = self._parts(condition)
         plain = tokens.of_first(len(access.owners("forget", condition)))
         found: list[Found] = []
         for data, each in (("forget", plain), (ENDS_SET, tokens)):
@@ -168,14 +165,18 @@ class Chain:
             found = alone.seek(Looked(condition, each, parts, 1, data), END)
         return found
 
-    def _best(self, kept: Kept, key: str, now: Verdict, left: set[str]) -> Verdict:
+    def _parts(self, condition: str) -> dict[str, Part]:
+        """Every subject's part under a condition."""
+        assert self.evidence.judge is not None
+        return {s: (condition, group) for s, group in self.evidence.judge.groups.items()}
+
+    def _best(self, key: str, now: Verdict, left: set[str]) -> Verdict:
         """Look through a site, and keep for each part what forgets it best, if by `HELPS` at least.
 
         What is written at a site can undo what a site before has done, so that more is not always
         better. Where all of it together is worth less than nothing of it, nothing is kept.
 
         Args:
-            kept: What enters the sites on all that is kept.
             key: The site.
             now: The last verdict.
             left: Conditions to look through it for.
@@ -185,7 +186,7 @@ class Chain:
         """
         assert self.evidence.judge is not None
         tried = [(now, self._found_at(key))]
-        for verdict in self._site(kept, key, now, left):
+        for verdict in self._site(key, now, left):
             tried.append((verdict, self._found_at(key)))
         shares = [finely(verdict) for verdict, _ in tried]
         chosen = {part: best_of([each[part] for each in shares]) for part in shares[0]}
@@ -214,13 +215,12 @@ class Chain:
             if key in places:
                 places[key].found = each
 
-    def _site(self, kept: Kept, key: str, now: Verdict, left: set[str]) -> Iterator[Verdict]:
+    def _site(self, key: str, now: Verdict, left: set[str]) -> Iterator[Verdict]:
         """Find detectors at one site, a few for each subject at a time while it is still known.
 
         Only of those who may get some is asked after every addition.
 
         Args:
-            kept: As in `_best`, like `key`.
             key: The site.
             now: The last verdict.
             left: Conditions that are not forgotten yet; may change between verdicts.
@@ -230,7 +230,7 @@ class Chain:
         """
         access, judge = self.evidence.access, self.evidence.judge
         assert access is not None and judge is not None
-        seekers = self._seekers(kept, key)
+        seekers = self._seekers(key)
         if not seekers:
             return
         before = self._around(key)
@@ -243,8 +243,8 @@ class Chain:
             were = list(self.places[key].found)
             for seeker in seekers:
                 for condition in sorted(left):
-                    own = {s: (condition, group) for s, group in judge.groups.items()}
-                    parts = {s: part for s, part in own.items() if part in open_}
+                    own = self._parts(condition).items()
+                    parts = {s: part for s, part in own if part in open_}
                     tokens = given[condition]
                     if tokens is not None and parts:
                         looked = Looked(condition, tokens, parts, number)
@@ -258,12 +258,12 @@ class Chain:
             if not left:
                 return
 
-    def _seekers(self, kept: Kept, key: str) -> list[Seeker]:
+    def _seekers(self, key: str) -> list[Seeker]:
         """One for the site and one that has not seen the subjects put aside; none if none can be.
 
         Both have the same neurons to give up.
         """
-        access, samples, fit = self.evidence.access, kept.at(key), self._fits[key]
+        access, samples, fit = self.evidence.access, self.kept.at(key), self._fits[key]
         assert access is not None
         spare = self.places[key].spare if key in self.places else None
         none = next(t.x[:0] for each in samples.values() for t in each.values())
