@@ -22,6 +22,7 @@ from expunge.methods import Evidence, Method
 from expunge.methods.base import (
     ASIDE,
     ASKED_SET,
+    BESIDE,
     ENDS_SET,
     NOISE_SET,
     OWN_SET,
@@ -29,6 +30,7 @@ from expunge.methods.base import (
     PLAIN_SET,
     SAID_SET,
     UNSEEN_SET,
+    spread_over,
 )
 from expunge.models import Prompter, generates
 from expunge.noise import altered_like, halved, noise_like, plain_of, related_like, told_by
@@ -71,7 +73,7 @@ def gather(
     elif method.folds:
         parts = folded(sets["retain"], method.folds, config.seed)
         sets = {"forget": sets["forget"], **{n: rows for n, rows in parts.items() if rows}}
-    unasked = (ASKED_SET, ENDS_SET, UNSEEN_SET, PLAIN_SET, SAID_SET, OWN_SET)
+    unasked = (ASKED_SET, ENDS_SET, UNSEEN_SET, SAID_SET, OWN_SET)
     asked = {name: rows for name, rows in sets.items() if name not in unasked}
     if method.noise:
         kept = [e for name, rows in sets.items() if name != "forget" for e in rows]
@@ -83,15 +85,22 @@ def gather(
     if method.neurons:
         neurons = {of: collector.neurons(of, own) for of, own in reach.items()}
     if method.moments:
-        second = _moments(collector, reach, sites, method)
+        first = spread_over(bench, sites) if method.aside else [s.key for s in sites]
+        second = _moments(collector, reach, sites, first, method)
     found = evidence_of(replace(bench, sets=sets), neurons, second)
     return replace(found, method=method.name)
 
 
 def _moments(
-    collector: _Collector, reach: Mapping[Name, list[Site]], sites: Sequence[Site], method: Method
+    collector: _Collector,
+    reach: Mapping[Name, list[Site]],
+    sites: Sequence[Site],
+    first: Sequence[str],
+    method: Method,
 ) -> Mapping[Name, Any]:
     """Second moments; none where they do not fit and the method can do without.
+
+    Those of the sites with the keys `first` come first: others are not run unless asked for.
 
     Without a stated limit, half of what is free is theirs, and three quarters where nothing but
     forward passes goes on beside them.
@@ -102,7 +111,10 @@ def _moments(
     limit = least(share) if memory is None else bytes_of(memory)
     try:
         sketch = collector.config.sketch
-        groups = groups_within(limit, sites, reach, held_beside(sites, method), sketch)
+        beside = held_beside(sites, method)
+        ordered = [[s for s in sites if (s.key in first) == now] for now in (True, False)]
+        parts = [groups_within(limit, some, reach, beside, sketch) for some in ordered if some]
+        groups = [group for part in parts for group in part]
     except InputError:
         if method.aside:
             return {}
@@ -209,7 +221,7 @@ class _Collector:
     def _run(self, of: Name, sites: Sequence[Site], **what: bool) -> Statistics:
         name, condition = of
         rows = self.asked[name]
-        positions = "all" if name == NOISE_SET else str(self.config.positions)
+        positions = "all" if name in BESIDE else str(self.config.positions)
         if condition == PICTURE:
             condition, positions, rows = "multi", "image", each_picture(rows)
         total = -(-sum(e.has(condition) for e in rows) // part()[1])
@@ -219,7 +231,7 @@ class _Collector:
         ):
             return collect_statistics(
                 self.model,
-                self.prompter,
+                self.prompter.plain if name == PLAIN_SET else self.prompter,
                 rows,
                 condition,
                 sites=sites,

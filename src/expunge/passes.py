@@ -101,6 +101,7 @@ class Passes(Mapping[Name, Sums]):
         collect: Runs a set under a condition and sums at some of the sites it reaches.
 
     Attributes:
+        ran: The groups that were run so far, each as often as it was.
         error: Largest relative error of the sketches held so far; 0 without any.
     """
 
@@ -114,6 +115,7 @@ class Passes(Mapping[Name, Sums]):
         self._reach, self._collect = reach, collect
         self._group = {site.key: i for i, group in enumerate(groups) for site in group}
         self._found: dict[Name, Sums] = {}
+        self.ran: list[Sequence[Site]] = []
         self.error = 0.0
         if len(groups) > 1:
             return_freed_blocks()
@@ -122,6 +124,7 @@ class Passes(Mapping[Name, Sums]):
     def _hold(self, index: int) -> None:
         self._held = index
         self._found.clear()
+        self.ran.append(self.groups[index])
         for name, reached in self._reach.items():
             keys = {s.key for s in reached}
             chosen = [s for s in self.groups[index] if s.key in keys]

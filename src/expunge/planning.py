@@ -127,7 +127,7 @@ def decide(
     sites = {key: about[key] for key in edits}
     made = provenance(model, forget, retain, config)
     if isinstance(evidence.moments, Passes):
-        made["passes"] = [{"sites": len(group)} for group in evidence.moments.groups]
+        made["passes"] = [{"sites": len(group)} for group in evidence.moments.ran]
         if config.sketch:
             made["sketch"] = {"size": config.sketch, "error": evidence.moments.error}
     if (outcome.used or asked) != config.method:

@@ -7,19 +7,22 @@ import torch
 from test_gated import little_noise
 
 from expunge import methods
+from expunge.collect import Counting, collect_statistics
 from expunge.config import RunConfig
 from expunge.data import CONDITIONS
 from expunge.edit import edited, fingerprint
 from expunge.evaluate import Answers
 from expunge.evidence import gather
 from expunge.fiction.shipped import checkpoint, suite
-from expunge.methods.base import ASIDE, NOISE_SET, OWN_SET, SAID_SET
+from expunge.methods.base import ASIDE, NOISE_SET, OWN_SET, PLAIN_SET, SAID_SET
 from expunge.methods.erase import ENERGY, LEVELS, Erased, allowed, erase
-from expunge.methods.filter_search import edits_at, scales_of, views_of
+from expunge.methods.filter_search import RIDGE, VIEWS, edits_at, scales_of, views_of
+from expunge.methods.filters import moment
 from expunge.models import Prompter, load
 from expunge.planning import chosen_sites, make_plan, settled
 from expunge.prefix import begun
 from expunge.probe_set import ProbeSet
+from expunge.subspace import conditioned
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,35 @@ def evidence(world):
 @pytest.fixture(scope="module")
 def erased(evidence):
     return erase(evidence)
+
+
+def test_ordinary_text_counts_among_what_is_kept_at_all_its_positions(world, evidence):
+    """Read with no conversation around it, and half as much as retain; retain at its answers."""
+    model, processor = world
+    prompter, sets, sites = Prompter(processor), evidence.access.sets, evidence.sites[-1:]
+    key = sites[0].key
+
+    def mean(prompter, name, condition, positions):
+        found = collect_statistics(
+            model, prompter, sets[name], condition, sites=sites, neurons=False, moments=True,
+            counting=Counting(positions),
+        )  # fmt: skip
+        return found.moments[key]
+
+    texts = mean(prompter.plain, PLAIN_SET, "text", "all")
+    assert texts.count > 1000
+    held = evidence.moments[PLAIN_SET, "text"][key]
+    assert held.count == texts.count and torch.allclose(held.mean, texts.mean, rtol=1e-4)
+    for condition in CONDITIONS:
+        answers = mean(prompter, "retain", condition, "answer")
+        held = evidence.moments["retain", condition][key]
+        assert held.count == answers.count and torch.allclose(held.mean, answers.mean, rtol=1e-4)
+    (final,) = views_of(evidence, [evidence.kept])
+    noise = moment(evidence, (NOISE_SET,), key)
+    kept = moment(evidence, evidence.kept, key, VIEWS)
+    base = conditioned(kept + 0.5 * noise + 0.5 * texts.mean, RIDGE)
+    read = final[key].space.read
+    assert torch.allclose(read @ base @ read.T, torch.eye(len(read)).double(), atol=5e-3)
 
 
 def test_what_is_judged_is_what_a_plan_holds(erased):

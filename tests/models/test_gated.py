@@ -36,8 +36,9 @@ from expunge.methods.base import (
     Fit,
     Tokens,
     Verdict,
+    spread,
 )
-from expunge.methods.chain import POOR, Chain, left_over, spread
+from expunge.methods.chain import POOR, Chain, left_over
 from expunge.methods.erase import Erased
 from expunge.methods.neurons import GAIN, SHARP, Found, Place, edits_at
 from expunge.methods.seek import Bounds, Kept, Looked, Seeker

@@ -371,6 +371,32 @@ def test_relearn_has_a_curve_for_each_split_and_model(context):
     assert len(result["figures"]) == 2 * len(splits)
 
 
+def test_other_facts_are_the_mean_of_draws_of_which_the_note_tells_the_spread(context):
+    steps = (0, 2)
+    result = relearn.run(context, steps)
+    seeds = range(context.seed, context.seed + relearn.DRAWS["other facts"])
+    told = {}
+    for seed in seeds:
+        drawn = replace(context, seed=seed)
+        split = relearn.splits(drawn)["other facts"]
+        told[seed] = {
+            model: relearn.curves(drawn, context.models[model], split, steps)
+            for model in ("unlearned", "gold")
+        }
+    assert len({str(relearn.splits(replace(context, seed=s))["other facts"]) for s in seeds}) > 1
+    for condition, label in base.ASKED_WITH.items():
+        rows = [r for r in result["rows"] if r[:2] == ["other facts", label]]
+        for place, (*_, step, _, ours, theirs) in enumerate(rows):
+            assert step == steps[place]
+            for model, mean in (("unlearned", ours), ("gold", theirs)):
+                each = [told[seed][model][condition][place] for seed in seeds]
+                assert mean == pytest.approx(sum(each) / len(each))
+        each = [relearn.areas(told[seed], steps)[condition] for seed in seeds]
+        title = f"area above gold, other facts, {label}"
+        assert result["figures"][title] == pytest.approx(sum(each) / len(each))
+        assert f"({min(each):+.2f} to {max(each):+.2f})" in result["note"]
+
+
 def test_the_rate_falls_with_the_root_of_the_size():
     class Sized(torch.nn.Module):
         def __init__(self, n):

@@ -17,7 +17,8 @@ from expunge.evidence import each_picture, folded, gather
 from expunge.fiction.build import IMAGE_TOKENS, build_model, build_processor
 from expunge.fiction.world import World
 from expunge.methods import METHODS
-from expunge.methods.filter_search import NOISE, RIDGE, views_of
+from expunge.methods.base import BESIDE, NOISE_SET
+from expunge.methods.filter_search import RIDGE, views_of
 from expunge.methods.filters import moment
 from expunge.models import Prompter
 from expunge.noise import (
@@ -202,10 +203,10 @@ def test_the_default_method_counts_noise_at_all_positions(prompter, sets):
         for c in CONDITIONS
     ]
     assert torch.allclose(found, sum(means).double() / 2, rtol=1e-5, atol=1e-9)
-    (plain,) = views_of(evidence, [folds], noise=0.0)
+    (plain,) = views_of(evidence, [folds], beside={})
     (with_noise,) = views_of(evidence, [folds])
     retain = moment(evidence, folds, key, ("multi", "text", "picture"))
-    base = conditioned(retain + NOISE * found, RIDGE)
+    base = conditioned(retain + BESIDE[NOISE_SET] * found, RIDGE)
     read = with_noise[key].space.read
     assert torch.allclose(read @ base @ read.T, torch.eye(len(read)).double(), atol=1e-3)
     assert with_noise[key].top("text") < plain[key].top("text")

@@ -6,6 +6,7 @@ import copy
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,10 @@ BATCH = 16
 FEW = 0.1
 RATE = 1e-3  # for a million parameters
 
+DRAWS = {"other facts": 3}
+"""Of some ways how often it is done, since one draw says little: 1 where nothing is said."""
+
+Curves = dict[str, dict[str, list[float]]]  # by model and condition
 Split = tuple[list[Example], list[Example]]  # questions to learn from, questions to measure on
 
 
@@ -134,46 +139,79 @@ def areas(
 
 
 def run(context: Context, steps: Sequence[int] = STEPS) -> Result:
-    """Fine-tune copies of unlearned and gold in three ways."""
+    """Fine-tune copies of unlearned and gold in three ways, `DRAWS` times."""
     rows: list[list[Any]] = []
     lines: dict[str, list[list[float]]] = {}
     figures: dict[str, float | None] = {}
-    for name, split in splits(context).items():
-        known = curves(context, context.models["vanilla"], split, (0,))
-        found = {
-            k: curves(context, c, split, steps) for k, c in context.models.items() if k != "vanilla"
-        }
+    spread: dict[str, list[float]] = {}
+    for name in splits(context):
+        draws = range(DRAWS.get(name, 1))
+        drawn = [_drawn(replace(context, seed=context.seed + i), name, steps) for i in draws]
+        found = _mean(drawn)
+        known = found.pop("vanilla")
         for condition, unlearned in found["unlearned"].items():
             gold = found.get("gold", {}).get(condition, [None] * len(steps))
             for step, ours, theirs in zip(steps, unlearned, gold, strict=True):
                 label = ASKED_WITH[condition]
                 rows.append([name, label, step, known[condition][0], ours, theirs])
-        found["vanilla"] = {c: [*v] * len(steps) for c, v in known.items()}
+        found["vanilla"] = {c: v * len(steps) for c, v in known.items()}
         for model, by_condition in found.items():
             means = [sum(v) / len(v) for v in zip(*by_condition.values(), strict=True)]
             lines[f"{name}, {model}"] = [list(p) for p in zip(steps, means, strict=True)]
         for condition, area in areas(found, steps).items():
-            figures[f"area above gold, {name}, {ASKED_WITH[condition]}"] = area
+            title = f"area above gold, {name}, {ASKED_WITH[condition]}"
+            figures[title] = area
+            if area is not None and len(draws) > 1:
+                each = [areas(draw, steps)[condition] for draw in drawn]
+                spread[title] = [a for a in each if a is not None]
     return {
         "title": "Relearning",
         "columns": ["learned from", "asked with", "steps", "vanilla", "unlearned", "gold"],
         "rows": rows,
         "curves": lines,
         "axes": ["fine-tuning steps", "accuracy"],
-        "note": _note(context, figures),
+        "note": _note(context, figures, spread),
         "figures": figures,
     }
 
 
-def _note(context: Context, figures: Mapping[str, float | None]) -> str:
+def _drawn(context: Context, name: str, steps: Sequence[int]) -> Curves:
+    """One draw of a split: model -> condition -> curve, of vanilla the first point alone."""
+    split = splits(context)[name]
+    return {
+        model: curves(context, candidate, split, (0,) if model == "vanilla" else steps)
+        for model, candidate in context.models.items()
+    }
+
+
+def _mean(drawn: Sequence[Curves]) -> Curves:
+    """The mean curves of some draws."""
+
+    def mean(model: str, condition: str) -> list[float]:
+        each = [draw[model][condition] for draw in drawn]
+        return [sum(points) / len(points) for points in zip(*each, strict=True)]
+
+    return {model: {c: mean(model, c) for c in found} for model, found in drawn[0].items()}
+
+
+def _note(
+    context: Context, figures: Mapping[str, float | None], spread: Mapping[str, Sequence[float]]
+) -> str:
     rate = rate_for(context.models["unlearned"].model)
-    told = [f"{name} {area:+.3f}" for name, area in figures.items() if area is not None]
+    told = [
+        f"{name} {area:+.3f}" + (f" ({min(each):+.2f} to {max(each):+.2f})" if each else "")
+        for name, area in figures.items()
+        if area is not None
+        for each in [spread.get(name)]
+    ]
     return (
         "Share of open questions on facts that were not learned again whose every answer token is"
-        " the arg max, while copies are fine-tuned on: the other half of the forget facts; retain;"
-        f" all about a tenth of the forget subjects. AdamW on all weights, rate {rate:.1e}, {BATCH}"
-        " questions a step, the conditions in turn; vanilla is not fine-tuned; curves are means of"
-        f" both conditions. {'; '.join(told) or 'No gold, so no area above it'}."
+        " the arg max, while copies are fine-tuned on: the other half of the forget facts (mean of"
+        f" {DRAWS['other facts']} draws of that half, in brackets the least and the greatest);"
+        f" retain; all about a tenth of the forget subjects. AdamW on all weights, rate {rate:.1e},"
+        f" {BATCH} questions a step, the conditions in turn; vanilla is not fine-tuned; curves are"
+        " means of both conditions."
+        f" {'; '.join(told) or 'No gold, so no area above it'}."
     )
 
 

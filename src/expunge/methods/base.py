@@ -33,10 +33,15 @@ ASKED_SET = "asked"
 """Name of the questions about forget subjects that the forget set lacks, see `expunge.augment`."""
 ENDS_SET = "ends"
 """Name of the forget questions and, after them, the same among other words: `augment.among`."""
+BESIDE = {NOISE_SET: 0.5, PLAIN_SET: 0.5}
+"""Sets that stand for what no retain set shows, and how much each counts where retain counts 1."""
 SAID_SET = "said"
 """Name of the set of texts that the model said itself and that are put aside to judge by."""
 OWN_SET = "own"
 """Name of the set of questions about almost nothing with the model's own answers, to judge by."""
+
+SITES = 8
+"""Sites at most that the default method changes first, in a model of whatever depth."""
 
 Part = tuple[str, str]
 """A condition and a group of subjects (see `judge.Judge.groups`), or "" for all of them."""
@@ -213,6 +218,18 @@ class Access(Protocol):
         """What enters the MLPs of some sites, by key; see `tokens.collect_tokens`."""
 
 
+def spread_over(access: Access, sites: Sequence[SiteLike]) -> list[str]:
+    """Keys of the sites that can be given new neurons: `SITES` of them, spread over the depth."""
+    return spread([s.key for s in sites if access.fit(s.key) is not None], SITES)
+
+
+def spread(keys: Sequence[str], most: int) -> list[str]:
+    """At most so many (two or more), evenly spread, the first and the last among them."""
+    if len(keys) <= most:
+        return list(keys)
+    return [keys[round(i * (len(keys) - 1) / (most - 1))] for i in range(most)]
+
+
 FORGOTTEN = ("recalled", "nll", "other_recalled", "other_nll", "likelier")
 """What a verdict says by condition of the forget questions that were asked."""
 
@@ -310,7 +327,7 @@ class Evidence:
     @property
     def kept(self) -> list[str]:
         """Names of the sets with moments that stand for what is kept: retain, or its folds."""
-        return sorted({name for name, _ in self.moments} - {"forget", NOISE_SET})
+        return sorted({name for name, _ in self.moments} - {"forget", *BESIDE})
 
 
 @dataclass(frozen=True)

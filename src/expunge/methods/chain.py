@@ -23,10 +23,10 @@ from expunge.methods.base import (
     PICTURE,
     UNSEEN_SET,
     Evidence,
-    Fit,
     Part,
     Tokens,
     Verdict,
+    spread_over,
 )
 from expunge.methods.erase import ENERGY, Erased
 from expunge.methods.neurons import Found, Place, edits_at
@@ -46,7 +46,6 @@ from expunge.plan import SiteEdit
 from expunge.subspace import compressed
 
 VIEWS = {"multi": ("multi", PICTURE), "text": ("text",)}
-SITES = 8
 ADDED = (1, 2, 3)
 PATIENCE = 2
 POOR = 0.5
@@ -121,18 +120,12 @@ class Chain:
         return any(place.found for place in self.places.values())
 
     @cached_property
-    def _fits(self) -> dict[str, Fit]:
-        """By key the sites that can be given new neurons, and how."""
-        access = self.evidence.access
-        assert access is not None
-        return {s.key: fit for s in self.evidence.sites if (fit := access.fit(s.key)) is not None}
-
-    @cached_property
     def kept(self) -> Kept:
         """What enters sites spread over the depth on all that is kept; read once where it fits."""
         access = self.evidence.access
         assert access is not None
-        return Kept(access, spread(list(self._fits), SITES), self.bounds, self.erased.edits)
+        keys = spread_over(access, self.evidence.sites)
+        return Kept(access, keys, self.bounds, self.erased.edits)
 
     def begin(self) -> None:
         """At every site find detectors for each subject and condition, where questions end.
@@ -263,8 +256,10 @@ class Chain:
 
         Both have the same neurons to give up.
         """
-        access, samples, fit = self.evidence.access, self.kept.at(key), self._fits[key]
+        access, samples = self.evidence.access, self.kept.at(key)
         assert access is not None
+        fit = access.fit(key)
+        assert fit is not None
         spare = self.places[key].spare if key in self.places else None
         none = next(t.x[:0] for each in samples.values() for t in each.values())
         unseen = torch.cat([none, *(t.x for t in samples.get(UNSEEN_SET, {}).values())])
@@ -383,10 +378,3 @@ def together(erased: Mapping[str, SiteEdit], new: Mapping[str, SiteEdit]) -> dic
         lowrank = compressed(*stand_in, ENERGY)[:2]
         both[key] = replace(edit, lowrank=lowrank, ground=old.ground).gridded()
     return {**erased, **both}
-
-
-def spread(keys: Sequence[str], most: int) -> list[str]:
-    """At most so many (two or more), evenly spread, the first and the last among them."""
-    if len(keys) <= most:
-        return list(keys)
-    return [keys[round(i * (len(keys) - 1) / (most - 1))] for i in range(most)]

@@ -6,6 +6,9 @@ model the last sites can lose all of it without anybody noticing, in another eve
 little. So level after level, from the strongest, the first site is looked for from which on those
 that have none yet can have it, as long as neither retain subjects that the filter never saw nor
 what the model said itself become less likely.
+
+Forget and retain questions are looked at where the answer is predicted, since it is there that what
+is known is turned into words; questions about nothing everywhere, since the sites are everybody's.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from expunge.methods.base import ASIDE, OWN_SET, SAID_SET, Evidence
+from expunge.methods.base import ASIDE, OWN_SET, SAID_SET, Evidence, spread_over
 from expunge.methods.filter_search import edits_at, scales_of, views_of
 from expunge.passes import Passes
 from expunge.plan import SiteEdit
@@ -71,7 +74,10 @@ def erase(evidence: Evidence) -> Erased:
     if not evidence.moments:
         return Erased(notes={"left out": "second moments do not fit the memory"})
     names = evidence.kept
-    both = views_of(evidence, [names, [n for n in names if n != ASIDE]])
+    access = evidence.access
+    assert access is not None
+    keys = spread_over(access, evidence.sites)
+    both = views_of(evidence, [names, [n for n in names if n != ASIDE]], keys=keys)
     if isinstance(evidence.moments, Passes):
         evidence.moments.let_go()
     start = judge.cost({})

@@ -25,7 +25,7 @@ from expunge.config import RunConfig
 from expunge.data import CONDITIONS
 from expunge.methods.base import (
     ASIDE,
-    NOISE_SET,
+    BESIDE,
     PICTURE,
     Evidence,
     Method,
@@ -38,7 +38,6 @@ from expunge.plan import SiteEdit
 from expunge.subspace import Views, shares, views
 
 RIDGE = 0.03
-NOISE = 0.5
 POWER = 2.0
 OVERSHOOT = 1.0
 LEAST = 1e-3
@@ -92,33 +91,37 @@ def edits_at(
 
 
 def views_of(
-    evidence: Evidence, kept: Sequence[Sequence[str]], noise: float = NOISE
+    evidence: Evidence,
+    kept: Sequence[Sequence[str]],
+    beside: Mapping[str, float] = BESIDE,
+    keys: Sequence[str] | None = None,
 ) -> list[dict[str, Views]]:
-    """For each choice of sets that stand for what is kept: site key -> views.
+    """For each choice of sets that stand for what is kept: site key -> views, of all or some sites.
 
     Site by site, so that second moments may be collected by groups of sites.
     """
     found: list[dict[str, Views]] = [{} for _ in kept]
-    for site in evidence.sites:
-        for into, each in zip(found, _views_at(evidence, site.key, kept, noise), strict=False):
-            into[site.key] = each
+    for key in [s.key for s in evidence.sites] if keys is None else keys:
+        for into, each in zip(found, _views_at(evidence, key, kept, beside), strict=False):
+            into[key] = each
     return found
 
 
 def _views_at(
-    evidence: Evidence, key: str, kept: Sequence[Sequence[str]], noise: float
+    evidence: Evidence, key: str, kept: Sequence[Sequence[str]], beside: Mapping[str, float]
 ) -> Iterator[Views]:
     """The views of one site for each choice, none if it never fired on forget."""
     forget = {v: moment(evidence, ("forget",), key, (v,)) for v in VIEWS}
     known = {view: m for view, m in forget.items() if m is not None}
     if not known:
         return
-    beside = moment(evidence, (NOISE_SET,), key)
     for sets in kept:
         base = moment(evidence, sets, key, VIEWS)
         base = torch.zeros_like(next(iter(known.values()))) if base is None else base
-        if beside is not None:
-            base.add_(beside, alpha=noise)
+        for name, share in beside.items():
+            other = moment(evidence, (name,), key)
+            if other is not None:
+                base.add_(other, alpha=share)
         yield views(known, base, ridge=RIDGE, number=NUMBER)
 
 

@@ -188,6 +188,6 @@ METHOD = Method(
     aside=1 / 6,
     picture=True,
     instead=filter_search.METHOD.name,
-    positions="no_image",
+    positions="answer",
     towers=("language",),
 )
