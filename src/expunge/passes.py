@@ -30,8 +30,8 @@ def groups_within(
 
     Args:
         limit: Bytes that may be held.
-        sites: All sites that get second moments.
-        reach: (set, condition) -> sites it reaches: each of these has one second moment.
+        sites: Those that get second moments.
+        reach: (set, condition) -> sites it reaches: each of these that get any has one there.
         beside: Bytes held besides the second moments.
         sketch: Size of sketches that are held instead; None is none.
 
@@ -41,7 +41,8 @@ def groups_within(
     count = dict.fromkeys((s.key for s in sites), 0)
     for reached in reach.values():
         for site in reached:
-            count[site.key] += 1
+            if site.key in count:
+                count[site.key] += 1
     rows = {s.key: rows_held(s.width, sketch) for s in sites}
     sizes = {s.key: count[s.key] * FLOAT64 * s.width * rows[s.key] for s in sites}
     largest = max(sites, key=lambda s: sizes[s.key])

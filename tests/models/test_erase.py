@@ -14,6 +14,7 @@ from expunge.edit import edited, fingerprint
 from expunge.evaluate import Answers
 from expunge.evidence import gather
 from expunge.fiction.shipped import checkpoint, suite
+from expunge.methods import base
 from expunge.methods.base import ASIDE, NOISE_SET, OWN_SET, PLAIN_SET, SAID_SET
 from expunge.methods.erase import ENERGY, LEVELS, Erased, allowed, erase
 from expunge.methods.filter_search import RIDGE, VIEWS, edits_at, scales_of, views_of
@@ -170,6 +171,26 @@ def test_at_each_site_it_is_the_filter(evidence, erased):
         theirs = edits_at(evidence, {key: final[key]}, scales, same, ENERGY)[key].gridded()
         for factor, ours in zip(theirs.lowrank, erased.edits[key].lowrank, strict=True):
             assert torch.equal(factor, ours)
+
+
+def test_sites_that_get_no_neurons_are_run_only_if_asked_for(world, monkeypatch):
+    monkeypatch.setattr(base, "SITES", 2)
+    sets = suite(5, 2).sets
+    few = {"forget": sets["forget"][::12], "retain": sets["retain"][::24]}
+    config = settled(RunConfig.of({"method": "auto"}))
+    sites = chosen_sites(world[0], config)
+    with little_noise(8):
+        found = gather(
+            world[0], Prompter(world[1]), few, sites, config, methods.get("auto")
+        )  # fmt: skip
+        assert [[s.key for s in group] for group in found.moments.ran] == [
+            [sites[0].key, sites[-1].key]
+        ]
+        assert list(erase(found).notes["levels"]) == [sites[0].key, sites[-1].key]
+        assert len(found.moments.ran) == 1
+        other = found.moments["forget", "text"][sites[1].key]
+    assert other.count == found.moments["forget", "text"][sites[2].key].count > 0
+    assert [s.key for s in found.moments.ran[1]] == [s.key for s in sites[1:-1]]
 
 
 def test_where_second_moments_do_not_fit_nothing_is_taken_out(world):

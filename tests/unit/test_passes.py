@@ -49,6 +49,12 @@ def test_groups_fit_and_keep_the_order(widths, limit, beside):
         assert now + need[after[0].key] > limit  # not more groups than it takes in this order
 
 
+def test_what_reaches_other_sites_too_takes_no_room():
+    sites = [site(i, 8) for i in range(4)]
+    reach = {("forget", "multi"): sites}
+    assert groups_within(2 * 8 * 8**2, sites[1:3], reach, 0) == [sites[1:3]]
+
+
 @given(st.integers(1, 2**50))
 def test_amounts_are_read_as_they_are_shown(number):
     assert number <= bytes_of(shown(number)) <= max(1.01 * number, number + 1)
