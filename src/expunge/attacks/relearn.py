@@ -25,7 +25,7 @@ FEW = 0.1
 RATE = 1e-3  # for a million parameters
 
 DRAWS = {"other facts": 3}
-"""Of some ways how often it is done, since one draw says little: 1 where nothing is said."""
+"""Split -> how many draws of it a curve is the mean of, since one says little; else one."""
 
 Curves = dict[str, dict[str, list[float]]]  # by model and condition
 Split = tuple[list[Example], list[Example]]  # questions to learn from, questions to measure on
@@ -194,15 +194,19 @@ def _mean(drawn: Sequence[Curves]) -> Curves:
     return {model: {c: mean(model, c) for c in found} for model, found in drawn[0].items()}
 
 
+def _between(areas: Sequence[float]) -> str:
+    """The least and the greatest of some draws, in brackets."""
+    return f" ({min(areas):+.2f} to {max(areas):+.2f})" if areas else ""
+
+
 def _note(
     context: Context, figures: Mapping[str, float | None], spread: Mapping[str, Sequence[float]]
 ) -> str:
     rate = rate_for(context.models["unlearned"].model)
     told = [
-        f"{name} {area:+.3f}" + (f" ({min(each):+.2f} to {max(each):+.2f})" if each else "")
+        f"{name} {area:+.3f}{_between(spread.get(name, ()))}"
         for name, area in figures.items()
         if area is not None
-        for each in [spread.get(name)]
     ]
     return (
         "Share of open questions on facts that were not learned again whose every answer token is"
