@@ -65,7 +65,7 @@ def test_biases_of_values_stand_in(world, tmp_path):
         said = logits(model, processor, sets["forget"][:3])
         save_checkpoint(model, processor, tmp_path / "model")
     # of an eighth of the retain questions and little noise; with all, docs/results.md
-    assert max(forgotten) < 0.5 and min(kept) > 0.9
+    assert max(forgotten) < 0.2 and min(kept) > 0.85
     again, processor = load(tmp_path / "model")
     assert again.config.text_config.model_type == "qwen2"
     assert torch.equal(logits(again, processor, sets["forget"][:3]), said)

@@ -185,7 +185,7 @@ def test_the_default_method_counts_noise_at_all_positions(prompter, sets):
     """Its moment is that of `collect_statistics`, added to the retain moment with its weight."""
     model = build_model(build_processor()).eval()
     config = settled(RunConfig(method="filter-search"))
-    assert config.positions == "no_image"
+    assert config.positions == "answer"
     sites = chosen_sites(model, config)[:1]
     given = {"forget": sets["forget"][:6], "retain": sets["retain"][:30]}
     evidence = gather(model, prompter, given, sites, config, METHODS["filter-search"])
@@ -215,7 +215,7 @@ def test_the_default_method_counts_noise_at_all_positions(prompter, sets):
 def test_picture_positions_are_those_that_the_text_positions_leave_out(prompter, sets):
     """One row a picture; text positions and picture positions together are all positions."""
     model = build_model(build_processor()).eval()
-    config = settled(RunConfig(method="filter-search"))
+    config = settled(RunConfig(method="filter-search", positions="no_image"))
     sites = chosen_sites(model, config)[:1]
     rows = sets["forget"][:4]
     again = [*rows, replace(rows[0], question="What else?")]

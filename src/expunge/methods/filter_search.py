@@ -1,10 +1,10 @@
 """The forget/retain filter, its strengths found on held-out retain subjects.
 
 The forget set is looked at in views: questions in text alone, and under image+text either the
-positions of the text or those of the picture, whichever shows it more apart from what is kept.
-Directions that carry more of a view than of what is kept are removed and a little reversed
-(`OVERSHOOT`), the more the higher their ratio; each condition has a strength of its own, so that
-both are forgotten alike.
+positions at which the answer is predicted or those of the picture, whichever shows it more apart
+from what is kept. Directions that carry more of a view than of what is kept are removed and a
+little reversed (`OVERSHOOT`), the more the higher their ratio; each condition has a strength of its
+own, so that both are forgotten alike.
 
 Everything comes from forward passes. The retain subjects are divided into folds. Candidates of
 growing strength are carried out and judged: how likely the forget answers still are, and, with each
@@ -155,6 +155,6 @@ METHOD = Method(
     folds=5,
     picture=True,
     noise=True,
-    positions="no_image",
+    positions="answer",
     towers=("language",),
 )
